@@ -1,0 +1,188 @@
+//! An ordered list of names and values, all in one buffer: FastCGI params, CGI variables, header fields.
+//!
+//! A request brings some 25 variables. Two strings for each would cost more than everything else that is done for the
+//! request, so a pair is four offsets into the buffer that it arrived in.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+/// Names and values, as bytes and in order. A name may occur several times.
+///
+/// What arrived on the wire stays in the buffer in which it arrived; what is added later goes into a second buffer.
+/// An offset at or past the end of the first counts on into the second.
+#[derive(Clone, Default)]
+pub struct Pairs {
+    wire: Bytes,
+    added: Vec<u8>,
+    spans: Vec<Span>,
+}
+
+/// Where one pair lies: the name directly followed by its value, or with a gap between them.
+#[derive(Clone, Copy)]
+struct Span {
+    name_start: u32,
+    name_len: u32,
+    value_start: u32,
+    value_len: u32,
+}
+
+impl Pairs {
+    /// An empty list.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// An empty list with room for `pairs` pairs whose names and values have `bytes` bytes together.
+    pub fn with_capacity(pairs: usize, bytes: usize) -> Self {
+        Self { wire: Bytes::new(), added: Vec::with_capacity(bytes), spans: Vec::with_capacity(pairs) }
+    }
+
+    /// An empty list over a buffer that arrived, for [`Pairs::push_span`] to point into.
+    ///
+    /// # Panics
+    ///
+    /// When `wire` is longer than 2³¹ bytes, which every limit on what arrives is far below.
+    pub fn over(wire: Bytes, pairs: usize) -> Self {
+        assert!(wire.len() <= 1 << 31, "a buffer of {} bytes is over every limit on params", wire.len());
+        Self { wire, added: Vec::new(), spans: Vec::with_capacity(pairs) }
+    }
+
+    /// Adds a pair that is part of the buffer given to [`Pairs::over`], as (start, length) of its name and of its value.
+    ///
+    /// # Panics
+    ///
+    /// When an end lies outside the buffer.
+    pub fn push_span(&mut self, name: (usize, usize), value: (usize, usize)) {
+        let end = name.0.saturating_add(name.1).max(value.0.saturating_add(value.1));
+        assert!(end <= self.wire.len(), "a pair ends at {end}, its buffer at {}", self.wire.len());
+        // The assertions here and in `over` keep every number below 2^32.
+        self.spans.push(Span {
+            name_start: name.0 as u32,
+            name_len: name.1 as u32,
+            value_start: value.0 as u32,
+            value_len: value.1 as u32,
+        });
+    }
+
+    /// Adds a pair at the end, copying both.
+    ///
+    /// # Panics
+    ///
+    /// When the list would hold more than 2³² bytes.
+    pub fn push(&mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
+        let (name, value) = (name.as_ref(), value.as_ref());
+        let start = self.wire.len() + self.added.len();
+        assert!(start + name.len() + value.len() <= u32::MAX as usize, "a list of pairs over 4 GiB");
+        self.added.extend_from_slice(name);
+        self.added.extend_from_slice(value);
+        self.spans.push(Span {
+            name_start: start as u32,
+            name_len: name.len() as u32,
+            value_start: (start + name.len()) as u32,
+            value_len: value.len() as u32,
+        });
+    }
+
+    /// How many pairs there are, repeated names counted each time.
+    pub fn len(&self) -> usize {
+        self.spans.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.spans.is_empty()
+    }
+
+    /// The pairs in order, from either end.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&[u8], &[u8])> + ExactSizeIterator + Clone {
+        self.spans
+            .iter()
+            .map(|span| (self.bytes(span.name_start, span.name_len), self.bytes(span.value_start, span.value_len)))
+    }
+
+    /// Keeps the pairs for which `keep` is true.
+    pub fn retain(&mut self, mut keep: impl FnMut(&[u8], &[u8]) -> bool) {
+        let mut spans = std::mem::take(&mut self.spans);
+        spans.retain(|span| {
+            keep(self.bytes(span.name_start, span.name_len), self.bytes(span.value_start, span.value_len))
+        });
+        self.spans = spans;
+    }
+
+    /// Removes all pairs. The memory for added ones is kept for the next.
+    pub fn clear(&mut self) {
+        self.wire = Bytes::new();
+        self.added.clear();
+        self.spans.clear();
+    }
+
+    #[inline]
+    fn bytes(&self, start: u32, len: u32) -> &[u8] {
+        let (start, len) = (start as usize, len as usize);
+        match start.checked_sub(self.wire.len()) {
+            // An empty slice at the very end of the wire buffer lands here too, and is empty either way.
+            Some(start) => &self.added[start..start + len],
+            None => &self.wire[start..start + len],
+        }
+    }
+}
+
+impl<N: AsRef<[u8]>, V: AsRef<[u8]>> FromIterator<(N, V)> for Pairs {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(pairs: I) -> Self {
+        let mut list = Self::new();
+        list.extend(pairs);
+        list
+    }
+}
+
+impl<N: AsRef<[u8]>, V: AsRef<[u8]>> Extend<(N, V)> for Pairs {
+    fn extend<I: IntoIterator<Item = (N, V)>>(&mut self, pairs: I) {
+        for (name, value) in pairs {
+            self.push(name, value);
+        }
+    }
+}
+
+impl PartialEq for Pairs {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for Pairs {}
+
+impl fmt::Debug for Pairs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(
+                self.iter().map(|(name, value)| (name.escape_ascii().to_string(), value.escape_ascii().to_string())),
+            )
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wire_and_added_pairs_stand_in_one_order() {
+        let mut pairs = Pairs::over(Bytes::from_static(b"AbC"), 2);
+        pairs.push_span((0, 1), (1, 1));
+        pairs.push("D", "e");
+        pairs.push_span((2, 1), (3, 0));
+        pairs.push("", "");
+        let list: Vec<_> = pairs.iter().collect();
+        assert_eq!(list, [(&b"A"[..], &b"b"[..]), (b"D", b"e"), (b"C", b""), (b"", b"")]);
+        pairs.retain(|name, _| name != b"D");
+        assert_eq!(pairs.len(), 3);
+        assert_eq!(pairs, [("A", "b"), ("C", ""), ("", "")].into_iter().collect());
+    }
+
+    #[test]
+    #[should_panic(expected = "its buffer at 3")]
+    fn a_span_outside_the_buffer_is_refused() {
+        Pairs::over(Bytes::from_static(b"AbC"), 1).push_span((2, 1), (3, 1));
+    }
+}
