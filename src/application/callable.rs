@@ -18,7 +18,8 @@ use super::start_response::StartResponse;
 /// An application may be called by several connections at once, and calls others by passing `environ` and `start_response` on.
 pub trait Application: Send + Sync + 'static {
     /// Answers one request. May be dropped at any await when the client leaves; [`Environ::cancellation`] tells before.
-    fn call(&self, environ: Environ, start_response: StartResponse) -> impl Future<Output = Result<Body, Error>> + Send;
+    fn call(&self, environ: Environ, start_response: StartResponse)
+    -> impl Future<Output = Result<Body, Error>> + Send;
 }
 
 impl<F, R, B> Application for F
@@ -33,7 +34,11 @@ where
 }
 
 impl<A: Application> Application for Arc<A> {
-    fn call(&self, environ: Environ, start_response: StartResponse) -> impl Future<Output = Result<Body, Error>> + Send {
+    fn call(
+        &self,
+        environ: Environ,
+        start_response: StartResponse,
+    ) -> impl Future<Output = Result<Body, Error>> + Send {
         (**self).call(environ, start_response)
     }
 }
@@ -52,7 +57,11 @@ impl AnyApplication {
 }
 
 impl Application for AnyApplication {
-    fn call(&self, environ: Environ, start_response: StartResponse) -> impl Future<Output = Result<Body, Error>> + Send {
+    fn call(
+        &self,
+        environ: Environ,
+        start_response: StartResponse,
+    ) -> impl Future<Output = Result<Body, Error>> + Send {
         self.application.call_boxed(environ, start_response)
     }
 }

@@ -58,15 +58,25 @@ pub async fn call<A: Application>(application: A, environ: Environ) -> Result<Re
     let mut head = running.announcement.send_head()?;
     let bodiless = !allows_body(head.status.code(), if is_head { b"HEAD" } else { b"" });
     let declared = head.content_length().map_err(StartError::from)?;
-    if declared.is_none() && !bodiless && let Some(len) = running.certain_len(first.as_ref()) {
-        head.headers.push("Content-Length", itoa(len).as_ref());
+    if declared.is_none()
+        && !bodiless
+        && let Some(len) = running.certain_len(first.as_ref())
+    {
+        head.headers.push("Content-Length", len.to_string());
     }
     if bodiless && !is_head && head.headers.contains("Content-Length") && head.status.code() != 304 {
         // RFC 9110 8.6: not with 1xx and 204.
         head.headers.remove("Content-Length");
     }
-    let mut body =
-        ResponseBody { running, first, file: None, unsent: declared.filter(|_| !bodiless), announced: declared, errors, over: false };
+    let mut body = ResponseBody {
+        running,
+        first,
+        file: None,
+        unsent: declared.filter(|_| !bodiless),
+        announced: declared,
+        errors,
+        over: false,
+    };
     if bodiless {
         body.close().await;
     }
@@ -94,13 +104,10 @@ pub fn log_failure(errors: &Errors, request_id: &str, outcome: &str, error: &Err
 pub fn error_page(code: u16, request_id: &str, is_head: bool) -> Response {
     let status = Status::new(code).unwrap_or_else(|_| Status::from(http::StatusCode::INTERNAL_SERVER_ERROR));
     let text = format!("{status}\nrequest {request_id}\n");
-    let headers = Headers::from([("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", &itoa(text.len() as u64))]);
+    let headers =
+        Headers::from([("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", &text.len().to_string())]);
     let body = if is_head { Body::empty() } else { Body::from(text) };
     Response { head: Head { status, headers }, body: body.into() }
-}
-
-fn itoa(number: u64) -> String {
-    number.to_string()
 }
 
 /// The body of a [`Response`]. It counts: more than Content-Length announced is not sent, and less is an error, by which the

@@ -75,7 +75,14 @@ pub struct Server {
 
 impl Default for Server {
     fn default() -> Self {
-        Self { gateway: "test", connection: 0, peer: Peer::Unknown, multithread: true, multiprocess: true, run_once: false }
+        Self {
+            gateway: "test",
+            connection: 0,
+            peer: Peer::Unknown,
+            multithread: true,
+            multiprocess: true,
+            run_once: false,
+        }
     }
 }
 
@@ -139,18 +146,12 @@ impl Environ {
 
     /// The value of a request header, whatever the spelling of its name: `environ.header("accept-language")`.
     pub fn header(&self, name: &str) -> Option<&[u8]> {
-        match name.len() {
-            12 if name.eq_ignore_ascii_case("content-type") => self.get("CONTENT_TYPE"),
-            14 if name.eq_ignore_ascii_case("content-length") => self.get("CONTENT_LENGTH"),
-            _ => {
-                let mut variable = Vec::with_capacity(name.len() + 5);
-                cgi::variable_name(name.as_bytes(), &mut variable).then(|| self.get(&variable)).flatten()
-            }
-        }
+        let mut variable = Vec::with_capacity(name.len() + 5);
+        cgi::variable_name(name.as_bytes(), &mut variable).then(|| self.get(&variable)).flatten()
     }
 
     /// The meta-variables of RFC 3875 section 4, with their types.
-    pub fn meta(&self) -> MetaVariables<'_, impl Fn(&[u8]) -> Option<&[u8]>> {
+    pub fn meta<'a>(&'a self) -> MetaVariables<'a, impl Fn(&[u8]) -> Option<&'a [u8]> + 'a> {
         MetaVariables::new(|name| self.variables.get(name))
     }
 
@@ -298,7 +299,8 @@ impl Environ {
     pub fn request_id(&self) -> &str {
         self.request.id.get_or_init(|| {
             let brought = self.get("HTTP_X_REQUEST_ID").filter(|id| {
-                (1..=128).contains(&id.len()) && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.+/=:".contains(byte))
+                (1..=128).contains(&id.len())
+                    && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.+/=:".contains(byte))
             });
             match brought.and_then(|id| std::str::from_utf8(id).ok()) {
                 Some(id) => id.into(),
@@ -490,7 +492,7 @@ impl Variables {
         if cgi::is_forbidden(name) {
             return Err(VariableError::Forbidden(name.escape_ascii().to_string()));
         }
-        if value.contains(&0) {
+        if !cgi::is_environment_value(value) {
             return Err(VariableError::Value(name.escape_ascii().to_string()));
         }
         self.remove(name);
@@ -514,10 +516,10 @@ impl Variables {
     /// For the first variable with an empty name, `=` or NUL in its name, or NUL in its value.
     pub fn process_environment(&self) -> Result<Vec<(&[u8], &[u8])>, VariableError> {
         self.iter()
-            .map(|(name, value)| match (cgi::is_environment_name(name), value.contains(&0)) {
-                (true, false) => Ok((name, value)),
+            .map(|(name, value)| match (cgi::is_environment_name(name), cgi::is_environment_value(value)) {
+                (true, true) => Ok((name, value)),
                 (false, _) => Err(VariableError::Name(name.escape_ascii().to_string())),
-                (true, true) => Err(VariableError::Value(name.escape_ascii().to_string())),
+                (true, false) => Err(VariableError::Value(name.escape_ascii().to_string())),
             })
             .collect()
     }
@@ -616,12 +618,20 @@ mod tests {
         assert_eq!(environ.get("X"), Some(&b"2"[..]));
         assert_eq!(environ.variables().pairs().len(), 7);
         let process = environ.variables().process_environment().unwrap();
-        assert_eq!(process, [(&b"HTTP_ACCEPT"[..], &b"a, b"[..]), (b"X", b"2"), (b"HTTP_COOKIE", b"c=1; d=2"), (b"HTTP_HOST", b"h")]);
+        assert_eq!(
+            process,
+            [(&b"HTTP_ACCEPT"[..], &b"a, b"[..]), (b"X", b"2"), (b"HTTP_COOKIE", b"c=1; d=2"), (b"HTTP_HOST", b"h")]
+        );
     }
 
     #[test]
     fn httpoxy_http_proxy_is_never_in_an_environ() {
-        let mut environ = environ(&[("HTTP_PROXY", "http://evil"), ("HTTP_CONTENT_TYPE", "x"), ("HTTP_CONTENT_LENGTH", "1"), ("A", "b")]);
+        let mut environ = environ(&[
+            ("HTTP_PROXY", "http://evil"),
+            ("HTTP_CONTENT_TYPE", "x"),
+            ("HTTP_CONTENT_LENGTH", "1"),
+            ("A", "b"),
+        ]);
         assert_eq!(environ.variables().pairs().len(), 1);
         assert_eq!(environ.set("HTTP_PROXY", "x"), Err(VariableError::Forbidden("HTTP_PROXY".into())));
         assert_eq!(environ.get("HTTP_PROXY"), None);
@@ -648,9 +658,15 @@ mod tests {
 
     #[test]
     fn the_url_is_put_together_as_pep_3333_says() {
-        let with_host = environ(&[("HTTP_HOST", "example.org:8080"), ("SCRIPT_NAME", "/app"), ("PATH_INFO", "/a b/\u{e9}"), ("QUERY_STRING", "x=1")]);
+        let with_host = environ(&[
+            ("HTTP_HOST", "example.org:8080"),
+            ("SCRIPT_NAME", "/app"),
+            ("PATH_INFO", "/a b/\u{e9}"),
+            ("QUERY_STRING", "x=1"),
+        ]);
         assert_eq!(with_host.url(), "http://example.org:8080/app/a%20b/%C3%A9?x=1");
-        let without = environ(&[("SERVER_NAME", "example.org"), ("SERVER_PORT", "443"), ("HTTPS", "on"), ("PATH_INFO", "/")]);
+        let without =
+            environ(&[("SERVER_NAME", "example.org"), ("SERVER_PORT", "443"), ("HTTPS", "on"), ("PATH_INFO", "/")]);
         assert_eq!(without.url(), "https://example.org/");
     }
 

@@ -145,7 +145,8 @@ impl Input {
         // A line over several pieces stays in `line`, which goes back into `ready` if this future is dropped half way.
         let mut line = UnreadOnDrop { input: self, bytes: BytesMut::new() };
         loop {
-            let found_at = poll_fn(|cx| line.input.poll_fill(cx)).await?.then(|| memchr::memchr(b'\n', &line.input.ready));
+            let found_at =
+                poll_fn(|cx| line.input.poll_fill(cx)).await?.then(|| memchr::memchr(b'\n', &line.input.ready));
             let end = match found_at {
                 None => return Ok(line.take().freeze()),
                 Some(Some(at)) => at + 1,
@@ -361,10 +362,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_line_over_its_limit_is_refused() {
-        assert!(matches!(
-            input(&["abc", "def\n"], None).readline(6).await,
-            Err(InputError::TooLarge { limit: 6 })
-        ));
+        assert!(matches!(input(&["abc", "def\n"], None).readline(6).await, Err(InputError::TooLarge { limit: 6 })));
         assert_eq!(input(&["abc", "def\n"], None).readline(7).await.unwrap(), "abcdef\n");
     }
 

@@ -74,7 +74,10 @@ impl StartResponse {
     /// error of the call.
     #[must_use]
     pub fn wrap(self, change: impl Fn(&mut Head) -> Result<(), Error> + Send + Sync + 'static) -> Self {
-        Self { announcement: self.announcement, hooks: Some(Arc::new(Hook { change: Box::new(change), outer: self.hooks })) }
+        Self {
+            announcement: self.announcement,
+            hooks: Some(Arc::new(Hook { change: Box::new(change), outer: self.hooks })),
+        }
     }
 
     /// Whether the head has been sent, so that it can't be replaced any more.
