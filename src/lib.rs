@@ -3,3 +3,5 @@
 pub mod protocol;
 #[cfg(feature = "application")]
 pub mod application;
+#[cfg(feature = "application")]
+pub mod middleware;
