@@ -6,7 +6,11 @@
 mod mount;
 mod limit;
 mod timeout;
+#[cfg(feature = "access-log")]
+mod access_log;
 
+#[cfg(feature = "access-log")]
+pub use access_log::{AccessLog, Format, access_log, to_writer};
 pub use limit::{Limit, Limited, limit};
 pub use mount::Mount;
 pub use timeout::{Limits, TimedOut, Timeout, timeout};
