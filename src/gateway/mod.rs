@@ -1,0 +1,6 @@
+//! Floor 2, one side of the waist: gateways take requests in and call an application.
+
+#[cfg(any(feature = "fastcgi", feature = "http"))]
+pub mod listener;
+#[cfg(feature = "fastcgi")]
+pub mod fastcgi;
