@@ -39,9 +39,14 @@ pub struct Response {
 ///
 /// The application's own, and [`StartError::Never`].
 pub async fn call<A: Application>(application: A, environ: Environ) -> Result<Response, Error> {
+    let request = environ.without_input();
+    call_for(&request, application, environ).await.map(|response| response.of(request))
+}
+
+/// As [`call`], with a copy of the environ that stays with the caller.
+async fn call_for<A: Application>(request: &Environ, application: A, environ: Environ) -> Result<Response, Error> {
     let announcement = Arc::new(Announcement::default());
-    let errors = environ.errors();
-    let is_head = environ.method() == b"HEAD";
+    let is_head = request.method() == b"HEAD";
     let start_response = announcement.start_response();
     let mut running = Running {
         state: State::Calling(Box::pin(async move { application.call(environ, start_response).await })),
@@ -85,13 +90,21 @@ pub async fn call<A: Application>(application: A, environ: Environ) -> Result<Re
 
 /// As [`call`], for gateways: an error becomes its page, and the log learns its causes with the request id.
 pub async fn answer<A: Application>(application: A, environ: Environ) -> Response {
-    let copy = environ.without_input();
-    match call(application, environ).await {
+    let request = environ.without_input();
+    let response = match call_for(&request, application, environ).await {
         Ok(response) => response,
         Err(error) => {
-            log_failure(&copy.errors(), copy.request_id(), "answered with an error page", &error);
-            error_page(error.status(), copy.request_id(), copy.method() == b"HEAD")
+            log_failure(&request.errors(), request.request_id(), "answered with an error page", &error);
+            error_page(error.status(), request.request_id(), request.method() == b"HEAD")
         }
+    };
+    response.of(request)
+}
+
+impl Response {
+    fn of(mut self, request: Environ) -> Self {
+        self.body.request = Some(request);
+        self
     }
 }
 
@@ -120,7 +133,8 @@ pub struct ResponseBody {
     /// What Content-Length still owes.
     unsent: Option<u64>,
     announced: Option<u64>,
-    errors: Errors,
+    /// Whose body it is, for the log.
+    request: Option<Environ>,
     over: bool,
 }
 
@@ -214,6 +228,13 @@ impl ResponseBody {
         poll_fn(|cx| self.poll_close(cx)).await;
     }
 
+    /// For gateways that cut the response after an error: tells the request's log.
+    pub fn log_cut(&self, error: &Error) {
+        if let Some(request) = &self.request {
+            log_failure(&request.errors(), request.request_id(), "was cut", error);
+        }
+    }
+
     /// How many bytes are to come, where that is certain.
     pub fn exact_len(&self) -> Option<u64> {
         match (self.over, &self.file) {
@@ -238,10 +259,13 @@ impl ResponseBody {
         if len > *unsent {
             // PEP 3333: a server must not send more than Content-Length announced.
             let announced = self.announced.unwrap_or_default();
-            self.errors.line(format_args!(
-                "the application gave at least {} bytes more than its Content-Length of {announced}; they were not sent",
-                len - *unsent
-            ));
+            if let Some(request) = &self.request {
+                request.errors().line(format_args!(
+                    "request {} gave at least {} bytes more than its Content-Length of {announced}; they were not sent",
+                    request.request_id(),
+                    len - *unsent
+                ));
+            }
             match &mut frame {
                 // Shorter than the data, so it fits.
                 Frame::Data(data) => data.truncate(*unsent as usize),
@@ -267,7 +291,7 @@ impl From<Body> for ResponseBody {
             file: None,
             unsent: None,
             announced: None,
-            errors: Errors::default(),
+            request: None,
             over: false,
         }
     }
