@@ -571,9 +571,9 @@ mod tests {
         let mut end = begun(1);
         end.data(ONE, Bytes::from_static(b"too early"));
         end.end_stdin(ONE);
-        end.data(ONE, Bytes::from_static(b"12345678"));
+        end.data(ONE, Bytes::from_static(b"abcdefgh"));
         end.end_data(ONE);
-        let expected = b"\x01\x05\0\x01\0\0\0\0\x01\x08\0\x01\0\x08\0\012345678\x01\x08\0\x01\0\0\0\0";
+        let expected = b"\x01\x05\0\x01\0\0\0\0\x01\x08\0\x01\0\x08\0\0abcdefgh\x01\x08\0\x01\0\0\0\0";
         assert_eq!(end.output().chunk(), expected);
     }
 
