@@ -79,7 +79,7 @@ async fn call_for<A: Application>(request: &Environ, application: A, environ: En
         file: None,
         unsent: declared.filter(|_| !bodiless),
         announced: declared,
-        errors,
+        request: None,
         over: false,
     };
     if bodiless {

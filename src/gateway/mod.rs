@@ -2,5 +2,7 @@
 
 #[cfg(any(feature = "fastcgi", feature = "http"))]
 pub mod listener;
+#[cfg(feature = "cgi")]
+pub mod cgi;
 #[cfg(feature = "fastcgi")]
 pub mod fastcgi;

@@ -326,7 +326,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
         let (code, status) = match error {
             RejectError::Overloaded { .. } => (503, ProtocolStatus::Overloaded),
             RejectError::ParamsTooLong { .. } => (431, ProtocolStatus::RequestComplete),
-            RejectError::Params(NameValueError::TooMany { .. }) => (431, ProtocolStatus::RequestComplete),
+            RejectError::Params(NameValueError::TooManyPairs { .. }) => (431, ProtocolStatus::RequestComplete),
             RejectError::Params(_) => (400, ProtocolStatus::RequestComplete),
         };
         tracing::warn!(connection = self.server.connection, ?id, "a request was answered with {code}: {error}");
@@ -789,8 +789,11 @@ impl<S: Transport, A: Application> Connection<S, A> {
         timer.as_mut().poll(cx)
     }
 
-    fn is_full(&self) -> bool {
+    /// Whether nothing more should be read: an application holds as much unread input as it may, or the web server sends without taking
+    /// what it is answered.
+    fn is_full(&mut self) -> bool {
         self.requests.iter().any(|request| request.is_full)
+            || self.end.output().len() >= self.gateway.config.output_window.saturating_mul(2)
     }
 
     fn is_finished(&mut self) -> bool {
