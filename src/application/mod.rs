@@ -24,4 +24,4 @@ pub use error::Error;
 pub use errors::{Errors, Log};
 pub use head::{Head, HeadError, Headers, Status};
 pub use input::{BlockingInput, Input, InputError, Lines, Source};
-pub use start_response::{StartError, StartResponse, Write, WriteError};
+pub use start_response::{Event, StartError, StartResponse, Write, WriteError};
