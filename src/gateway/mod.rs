@@ -4,3 +4,5 @@
 pub mod listener;
 #[cfg(feature = "fastcgi")]
 pub mod fastcgi;
+#[cfg(feature = "http")]
+pub mod http;
