@@ -53,6 +53,15 @@ pub enum InputError {
     /// The client is gone.
     #[error("the client left before the request body was complete")]
     Aborted,
+    /// The client sent nothing of its body for too long.
+    #[error("the client sent nothing of its request body for {after:?}")]
+    TimedOut {
+        /// How long that was.
+        after: std::time::Duration,
+    },
+    /// What the client sent is no body: chunks that are none, say.
+    #[error("the request body is malformed")]
+    Malformed(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// It could not be read.
     #[error("the request body could not be read")]
     Io(#[from] io::Error),
@@ -63,7 +72,8 @@ impl InputError {
     pub fn status(&self) -> u16 {
         match self {
             Self::TooLarge { .. } => 413,
-            Self::Incomplete { .. } | Self::Aborted => 400,
+            Self::Incomplete { .. } | Self::Aborted | Self::Malformed(_) => 400,
+            Self::TimedOut { .. } => 408,
             Self::Io(_) => 500,
         }
     }

@@ -6,3 +6,5 @@ pub mod listener;
 pub mod cgi;
 #[cfg(feature = "fastcgi")]
 pub mod fastcgi;
+#[cfg(feature = "http")]
+pub mod http;
