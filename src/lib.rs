@@ -6,3 +6,8 @@ pub mod protocol;
 pub mod application;
 #[cfg(feature = "application")]
 pub mod gateway;
+
+#[cfg(feature = "application")]
+pub use application::{Application, Body, Environ, Error, StartResponse};
+#[cfg(feature = "application")]
+pub use gateway::{Options, run, run_with};
