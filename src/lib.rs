@@ -5,6 +5,8 @@ pub mod protocol;
 #[cfg(feature = "application")]
 pub mod application;
 #[cfg(feature = "application")]
+pub mod middleware;
+#[cfg(feature = "application")]
 pub mod gateway;
 
 #[cfg(feature = "application")]
