@@ -1,4 +1,5 @@
 //! Gatespan: one application interface behind CGI, FastCGI and HTTP.
-#![deny(unsafe_code)]
 
 pub mod protocol;
+#[cfg(feature = "application")]
+pub mod application;

@@ -1,0 +1,701 @@
+//! `environ`: all that an application is told about a request.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::fs::File;
+use std::net::SocketAddr;
+use std::str::Utf8Error;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use http::Extensions;
+use percent_encoding::AsciiSet;
+use tokio_util::sync::CancellationToken;
+
+use super::body::{Body, DEFAULT_BLOCK_SIZE, FileRange};
+use super::errors::Errors;
+use super::input::Input;
+use crate::protocol::Pairs;
+use crate::protocol::cgi::{self, MetaVariables};
+use crate::protocol::fastcgi::Role;
+
+/// What a path is not made of (RFC 3986 3.3).
+const PATH: &AsciiSet = &percent_encoding::NON_ALPHANUMERIC
+    .remove(b'/')
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b'!')
+    .remove(b'$')
+    .remove(b'&')
+    .remove(b'\'')
+    .remove(b'(')
+    .remove(b')')
+    .remove(b'*')
+    .remove(b'+')
+    .remove(b',')
+    .remove(b';')
+    .remove(b'=')
+    .remove(b':')
+    .remove(b'@');
+
+/// The variables of a request, cheap to clone, and its input, which is not: [`Environ::without_input`] makes the copy for
+/// sub-requests, retries and redirects.
+///
+/// Names and values are bytes. `HTTP_PROXY`, `HTTP_CONTENT_TYPE` and `HTTP_CONTENT_LENGTH` are never in it: the first would steer
+/// HTTP clients (httpoxy), and PEP 3333 has no such keys as the other two.
+pub struct Environ {
+    variables: Arc<Variables>,
+    input: Input,
+    data: Option<Input>,
+    server: Arc<Server>,
+    request: Arc<Request>,
+    errors: Errors,
+    extensions: Extensions,
+}
+
+/// What a gateway says about itself, the same for all requests of one connection.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Server {
+    /// The gateway: `cgi`, `fastcgi` or `http`.
+    pub gateway: &'static str,
+    /// Counts the connections of this process from 1; 0 where there are none (CGI).
+    pub connection: u64,
+    /// Who is at the other end of the connection: the web server behind FastCGI, the client under HTTP.
+    pub peer: Peer,
+    /// Whether another thread of this process may call the application at the same time.
+    pub multithread: bool,
+    /// Whether another process may serve the same application at the same time.
+    pub multiprocess: bool,
+    /// Whether this process serves one request only.
+    pub run_once: bool,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            gateway: "test",
+            connection: 0,
+            peer: Peer::Unknown,
+            multithread: true,
+            multiprocess: true,
+            run_once: false,
+        }
+    }
+}
+
+/// The other end of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Peer {
+    /// TCP.
+    Ip(SocketAddr),
+    /// A Unix socket, with the peer's credentials where the system gave them.
+    Unix {
+        /// The peer's user id.
+        uid: Option<u32>,
+        /// The peer's process id.
+        pid: Option<i32>,
+    },
+    /// A pipe, a test, or anything else.
+    Unknown,
+}
+
+/// What belongs to one request and to all copies of its environ.
+#[derive(Debug, Default)]
+struct Request {
+    role: Option<Role>,
+    /// The FastCGI request id, or the HTTP stream; 0 where there is none.
+    number: u32,
+    id: OnceLock<Box<str>>,
+    cancellation: Cancellation,
+}
+
+impl Environ {
+    /// An environ of these variables: no input, errors to standard error. Gateways and tests add what they have with the `with_…` functions.
+    pub fn new(variables: Variables) -> Self {
+        Self {
+            variables: Arc::new(variables),
+            input: Input::empty(),
+            data: None,
+            server: Arc::default(),
+            request: Arc::default(),
+            errors: Errors::default(),
+            extensions: Extensions::new(),
+        }
+    }
+
+    /// The value of a variable; `None` where it is not there.
+    ///
+    /// A repeated `HTTP_…` variable is one value, joined with commas (cookies with semicolons: RFC 3875 4.1.18); of any other the last one wins.
+    pub fn get(&self, name: impl AsRef<[u8]>) -> Option<&[u8]> {
+        self.variables.get(name.as_ref())
+    }
+
+    /// The value of a variable as text.
+    ///
+    /// # Errors
+    ///
+    /// When it is there and no UTF-8: [`Environ::get`] gives the bytes.
+    pub fn text(&self, name: impl AsRef<[u8]>) -> Result<Option<&str>, NotText> {
+        let name = name.as_ref();
+        self.get(name).map(|value| std::str::from_utf8(value).map_err(|error| NotText::new(name, error))).transpose()
+    }
+
+    /// The value of a request header, whatever the spelling of its name: `environ.header("accept-language")`.
+    pub fn header(&self, name: &str) -> Option<&[u8]> {
+        let mut variable = Vec::with_capacity(name.len() + 5);
+        cgi::variable_name(name.as_bytes(), &mut variable).then(|| self.get(&variable)).flatten()
+    }
+
+    /// The meta-variables of RFC 3875 section 4, with their types.
+    pub fn meta<'a>(&'a self) -> MetaVariables<'a, impl Fn(&[u8]) -> Option<&'a [u8]> + 'a> {
+        MetaVariables::new(|name| self.variables.get(name))
+    }
+
+    /// REQUEST_METHOD, empty where it is missing.
+    pub fn method(&self) -> &[u8] {
+        self.get("REQUEST_METHOD").unwrap_or_default()
+    }
+
+    /// SCRIPT_NAME: the part of the path that led to the application.
+    pub fn script_name(&self) -> &[u8] {
+        self.get("SCRIPT_NAME").unwrap_or_default()
+    }
+
+    /// PATH_INFO: the part of the path that is the application's, decoded.
+    pub fn path_info(&self) -> &[u8] {
+        self.get("PATH_INFO").unwrap_or_default()
+    }
+
+    /// QUERY_STRING, empty where there is none.
+    pub fn query_string(&self) -> &[u8] {
+        self.get("QUERY_STRING").unwrap_or_default()
+    }
+
+    /// The address that the client asked for, put together as PEP 3333's "URL Reconstruction" has it, with the path encoded again.
+    pub fn url(&self) -> String {
+        let text = |name: &str| String::from_utf8_lossy(self.get(name).unwrap_or_default()).into_owned();
+        let scheme = self.url_scheme();
+        let mut url = format!("{scheme}://");
+        match self.get("HTTP_HOST").filter(|host| !host.is_empty()) {
+            Some(host) => url.push_str(&String::from_utf8_lossy(host)),
+            None => {
+                url.push_str(&text("SERVER_NAME"));
+                let port = text("SERVER_PORT");
+                let usual = if scheme == "https" { "443" } else { "80" };
+                if !port.is_empty() && port != usual {
+                    url.push(':');
+                    url.push_str(&port);
+                }
+            }
+        }
+        for part in [self.script_name(), self.path_info()] {
+            url.extend(percent_encoding::percent_encode(part, PATH));
+        }
+        if !self.query_string().is_empty() {
+            url.push('?');
+            url.push_str(&String::from_utf8_lossy(self.query_string()));
+        }
+        url
+    }
+
+    /// All variables.
+    pub fn variables(&self) -> &Variables {
+        &self.variables
+    }
+
+    /// The variables, to be changed. Copies of this environ keep theirs.
+    pub fn variables_mut(&mut self) -> &mut Variables {
+        Arc::make_mut(&mut self.variables)
+    }
+
+    /// Sets a variable, in the place of all of that name.
+    ///
+    /// # Errors
+    ///
+    /// See [`Variables::set`].
+    pub fn set(&mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<(), VariableError> {
+        self.variables_mut().set(name, value)
+    }
+
+    /// `wsgi.input`: the request's body.
+    pub fn input(&mut self) -> &mut Input {
+        &mut self.input
+    }
+
+    /// The input itself, for handing on; no body is left here.
+    pub fn take_input(&mut self) -> Input {
+        std::mem::take(&mut self.input)
+    }
+
+    /// The second input of a FastCGI Filter: the file to be filtered (FastCGI 6.4). Its length and time are in the variables
+    /// FCGI_DATA_LENGTH and FCGI_DATA_LAST_MOD.
+    pub fn data(&mut self) -> Option<&mut Input> {
+        self.data.as_mut()
+    }
+
+    /// `wsgi.errors`: the server's log.
+    pub fn errors(&self) -> Errors {
+        self.errors.clone()
+    }
+
+    /// `wsgi.version`.
+    pub fn version(&self) -> (u8, u8) {
+        (1, 0)
+    }
+
+    /// `wsgi.url_scheme`: `https` when HTTPS says so, else `http`.
+    pub fn url_scheme(&self) -> &'static str {
+        if self.meta().is_https() { "https" } else { "http" }
+    }
+
+    /// `wsgi.multithread`.
+    pub fn multithread(&self) -> bool {
+        self.server.multithread
+    }
+
+    /// `wsgi.multiprocess`.
+    pub fn multiprocess(&self) -> bool {
+        self.server.multiprocess
+    }
+
+    /// `wsgi.run_once`.
+    pub fn run_once(&self) -> bool {
+        self.server.run_once
+    }
+
+    /// `wsgi.file_wrapper`: a body that is a file from where it stands to its end, sent the best way that the gateway has, in blocks of
+    /// `block_size` bytes.
+    ///
+    /// # Errors
+    ///
+    /// When its length or position can't be found out.
+    pub fn file_wrapper(&self, mut file: File, block_size: Option<usize>) -> std::io::Result<Body> {
+        let offset = std::io::Seek::stream_position(&mut file)?;
+        let len = file.metadata()?.len().saturating_sub(offset);
+        let block_size = block_size.unwrap_or(DEFAULT_BLOCK_SIZE).max(1);
+        Ok(FileRange { file: Arc::new(file), offset, len, block_size }.into())
+    }
+
+    /// What the gateway says about itself and the connection.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// What is asked of the application: Responder, save where a FastCGI server wants an Authorizer or a Filter.
+    pub fn role(&self) -> Role {
+        self.request.role.unwrap_or(Role::Responder)
+    }
+
+    /// The number of the request on its connection: the FastCGI request id; 0 elsewhere.
+    pub fn request_number(&self) -> u32 {
+        self.request.number
+    }
+
+    /// The name under which the logs speak of this request: X-Request-Id where the request brought a harmless one, else a random one.
+    pub fn request_id(&self) -> &str {
+        self.request.id.get_or_init(|| {
+            let brought = self.get("HTTP_X_REQUEST_ID").filter(|id| {
+                (1..=128).contains(&id.len())
+                    && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.+/=:".contains(byte))
+            });
+            match brought.and_then(|id| std::str::from_utf8(id).ok()) {
+                Some(id) => id.into(),
+                None => format!("{:016x}", fastrand::u64(..)).into(),
+            }
+        })
+    }
+
+    /// Cancelled when nobody waits for the answer any more: the client left, a limit ended the request, the server stops.
+    pub fn cancellation(&self) -> CancellationToken {
+        self.request.cancellation.token()
+    }
+
+    /// What middleware and applications tell each other, by type.
+    pub fn extensions(&self) -> &Extensions {
+        &self.extensions
+    }
+
+    /// The same, to be changed. Copies of this environ keep theirs.
+    pub fn extensions_mut(&mut self) -> &mut Extensions {
+        &mut self.extensions
+    }
+
+    /// The same request without its body: for sub-requests, retries and redirects.
+    #[must_use]
+    pub fn without_input(&self) -> Self {
+        Self {
+            variables: self.variables.clone(),
+            input: Input::empty(),
+            data: None,
+            server: self.server.clone(),
+            request: self.request.clone(),
+            errors: self.errors.clone(),
+            extensions: self.extensions.clone(),
+        }
+    }
+
+    /// The same with another input.
+    #[must_use]
+    pub fn with_input(mut self, input: Input) -> Self {
+        self.input = input;
+        self
+    }
+
+    /// The same with the file that a Filter is to filter.
+    #[must_use]
+    pub fn with_data(mut self, data: Input) -> Self {
+        self.data = Some(data);
+        self
+    }
+
+    /// The same with another log.
+    #[must_use]
+    pub fn with_errors(mut self, errors: Errors) -> Self {
+        self.errors = errors;
+        self
+    }
+
+    /// The same on that server. It is shared: one per connection will do.
+    #[must_use]
+    pub fn with_server(mut self, server: Arc<Server>) -> Self {
+        self.server = server;
+        self
+    }
+
+    /// The same as a request of its own: role, number on the connection, and what cancels it.
+    #[must_use]
+    pub fn with_request(mut self, role: Role, number: u32, cancellation: Cancellation) -> Self {
+        self.request = Arc::new(Request { role: Some(role), number, id: OnceLock::new(), cancellation });
+        self
+    }
+
+    /// The same with the variables of this process behind the request's own, which win. No gateway does this by itself: the
+    /// environment of a server is not its clients' business.
+    #[must_use]
+    pub fn with_process_environment(mut self) -> Self {
+        use std::os::unix::ffi::OsStrExt;
+        let variables = self.variables_mut();
+        for (name, value) in std::env::vars_os() {
+            if variables.get(name.as_bytes()).is_none() {
+                // A name that is refused, such as HTTP_PROXY, stays out here too.
+                let _ = variables.set(name.as_bytes(), value.as_bytes());
+            }
+        }
+        self
+    }
+}
+
+impl fmt::Debug for Environ {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Environ")
+            .field("variables", &self.variables)
+            .field("input", &self.input)
+            .field("server", &self.server)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A variable that was expected to be text.
+#[derive(Debug, thiserror::Error)]
+#[error("expected UTF-8 in {name}")]
+pub struct NotText {
+    name: String,
+    #[source]
+    error: Utf8Error,
+}
+
+impl NotText {
+    fn new(name: &[u8], error: Utf8Error) -> Self {
+        Self { name: name.escape_ascii().to_string(), error }
+    }
+}
+
+/// The variables as they came, in wire order, and looked up as [`Environ::get`] says.
+///
+/// This is the one place where an environ's variables are built, whichever gateway they come from.
+#[derive(Clone, Default)]
+pub struct Variables {
+    pairs: Pairs,
+    /// The values of repeated `HTTP_…` variables, joined when the first of them is asked for.
+    joined: OnceLock<Vec<(Box<[u8]>, Box<[u8]>)>>,
+}
+
+/// Why a variable can't be set.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum VariableError {
+    /// An empty name, or one with `=` or NUL, which no process environment can hold.
+    #[error("expected a variable's name without = and NUL, got \"{0}\"")]
+    Name(String),
+    /// A value with NUL, which no process environment can hold.
+    #[error("the value of {0} holds NUL")]
+    Value(String),
+    /// HTTP_PROXY, HTTP_CONTENT_TYPE or HTTP_CONTENT_LENGTH.
+    #[error("{0} is never part of an environ")]
+    Forbidden(String),
+}
+
+impl Variables {
+    /// No variables.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// These variables, without those that can't be in an environ.
+    pub fn from_pairs(mut pairs: Pairs) -> Self {
+        if pairs.iter().any(|(name, _)| cgi::is_forbidden(name)) {
+            pairs.retain(|name, _| !cgi::is_forbidden(name));
+        }
+        Self { pairs, joined: OnceLock::new() }
+    }
+
+    /// See [`Environ::get`].
+    pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
+        let mut found = self.pairs.iter().rev().filter(|(other, _)| *other == name);
+        let (_, last) = found.next()?;
+        if name.starts_with(b"HTTP_") && found.next().is_some() {
+            return self.joined().iter().find(|(other, _)| **other == *name).map(|(_, value)| &**value);
+        }
+        Some(last)
+    }
+
+    /// The pairs as they came: in wire order, repeated ones each for itself.
+    pub fn pairs(&self) -> &Pairs {
+        &self.pairs
+    }
+
+    /// Each variable once, with the value that [`Environ::get`] gives, in the order of first appearance.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let mut seen = std::collections::HashSet::new();
+        self.pairs.iter().filter_map(move |(name, _)| {
+            if !seen.insert(name) {
+                return None;
+            }
+            self.get(name).map(|value| (name, value))
+        })
+    }
+
+    /// Sets a variable, in the place of all of that name.
+    ///
+    /// # Errors
+    ///
+    /// For a name that is empty, holds `=` or NUL, or can't be in an environ, and for a value with NUL.
+    pub fn set(&mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<(), VariableError> {
+        let (name, value) = (name.as_ref(), value.as_ref());
+        if !cgi::is_environment_name(name) {
+            return Err(VariableError::Name(name.escape_ascii().to_string()));
+        }
+        if cgi::is_forbidden(name) {
+            return Err(VariableError::Forbidden(name.escape_ascii().to_string()));
+        }
+        if !cgi::is_environment_value(value) {
+            return Err(VariableError::Value(name.escape_ascii().to_string()));
+        }
+        self.remove(name);
+        self.pairs.push(name, value);
+        Ok(())
+    }
+
+    /// Removes all variables of that name.
+    pub fn remove(&mut self, name: impl AsRef<[u8]>) {
+        let name = name.as_ref();
+        self.joined = OnceLock::new();
+        if self.pairs.iter().any(|(other, _)| other == name) {
+            self.pairs.retain(|other, _| other != name);
+        }
+    }
+
+    /// As the environment of a process: no name twice, nothing that an environment can't hold.
+    ///
+    /// # Errors
+    ///
+    /// For the first variable with an empty name, `=` or NUL in its name, or NUL in its value.
+    pub fn process_environment(&self) -> Result<Vec<(&[u8], &[u8])>, VariableError> {
+        self.iter()
+            .map(|(name, value)| match (cgi::is_environment_name(name), cgi::is_environment_value(value)) {
+                (true, true) => Ok((name, value)),
+                (false, _) => Err(VariableError::Name(name.escape_ascii().to_string())),
+                (true, false) => Err(VariableError::Value(name.escape_ascii().to_string())),
+            })
+            .collect()
+    }
+
+    fn joined(&self) -> &[(Box<[u8]>, Box<[u8]>)] {
+        self.joined.get_or_init(|| {
+            let mut values: Vec<(&[u8], Cow<'_, [u8]>)> = Vec::new();
+            let mut places = std::collections::HashMap::new();
+            for (name, value) in self.pairs.iter().filter(|(name, _)| name.starts_with(b"HTTP_")) {
+                match places.get(name) {
+                    None => {
+                        places.insert(name, values.len());
+                        values.push((name, value.into()));
+                    }
+                    Some(place) => {
+                        let joined = values[*place].1.to_mut();
+                        joined.extend_from_slice(cgi::separator(name));
+                        joined.extend_from_slice(value);
+                    }
+                }
+            }
+            // Only the values that are joined from several.
+            let joined = values.into_iter().filter(|(_, value)| matches!(value, Cow::Owned(_)));
+            joined.map(|(name, value)| (name.into(), value.into_owned().into())).collect()
+        })
+    }
+}
+
+impl<N: AsRef<[u8]>, V: AsRef<[u8]>> FromIterator<(N, V)> for Variables {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(pairs: I) -> Self {
+        Self::from_pairs(pairs.into_iter().collect())
+    }
+}
+
+impl fmt::Debug for Variables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.pairs.fmt(f)
+    }
+}
+
+/// What a gateway pulls when nobody waits for an answer any more. The token that applications see is made when the first
+/// asks for it: most never do.
+#[derive(Clone, Debug, Default)]
+pub struct Cancellation {
+    inner: Arc<CancellationInner>,
+}
+
+#[derive(Debug, Default)]
+struct CancellationInner {
+    cancelled: AtomicBool,
+    token: OnceLock<CancellationToken>,
+}
+
+impl Cancellation {
+    /// Cancels. Once is enough.
+    pub fn cancel(&self) {
+        // Flag first, then token; `token` reads in the other order: one of the two sees the other.
+        self.inner.cancelled.store(true, Ordering::SeqCst);
+        if let Some(token) = self.inner.token.get() {
+            token.cancel();
+        }
+    }
+
+    /// The token that it cancels.
+    pub fn token(&self) -> CancellationToken {
+        let token = self.inner.token.get_or_init(CancellationToken::new);
+        if self.inner.cancelled.load(Ordering::SeqCst) {
+            token.cancel();
+        }
+        token.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environ(pairs: &[(&str, &str)]) -> Environ {
+        Environ::new(pairs.iter().copied().collect())
+    }
+
+    #[test]
+    fn repeated_headers_are_one_value_and_of_other_repeats_the_last_wins() {
+        let environ = environ(&[
+            ("HTTP_ACCEPT", "a"),
+            ("X", "1"),
+            ("HTTP_COOKIE", "c=1"),
+            ("HTTP_ACCEPT", "b"),
+            ("X", "2"),
+            ("HTTP_COOKIE", "d=2"),
+            ("HTTP_HOST", "h"),
+        ]);
+        assert_eq!(environ.get("HTTP_ACCEPT"), Some(&b"a, b"[..]));
+        assert_eq!(environ.get("HTTP_COOKIE"), Some(&b"c=1; d=2"[..]));
+        assert_eq!(environ.get("HTTP_HOST"), Some(&b"h"[..]));
+        assert_eq!(environ.get("X"), Some(&b"2"[..]));
+        assert_eq!(environ.variables().pairs().len(), 7);
+        let process = environ.variables().process_environment().unwrap();
+        assert_eq!(
+            process,
+            [(&b"HTTP_ACCEPT"[..], &b"a, b"[..]), (b"X", b"2"), (b"HTTP_COOKIE", b"c=1; d=2"), (b"HTTP_HOST", b"h")]
+        );
+    }
+
+    #[test]
+    fn httpoxy_http_proxy_is_never_in_an_environ() {
+        let mut environ = environ(&[
+            ("HTTP_PROXY", "http://evil"),
+            ("HTTP_CONTENT_TYPE", "x"),
+            ("HTTP_CONTENT_LENGTH", "1"),
+            ("A", "b"),
+        ]);
+        assert_eq!(environ.variables().pairs().len(), 1);
+        assert_eq!(environ.set("HTTP_PROXY", "x"), Err(VariableError::Forbidden("HTTP_PROXY".into())));
+        assert_eq!(environ.get("HTTP_PROXY"), None);
+    }
+
+    #[test]
+    fn a_process_environment_refuses_names_with_equals_and_nul() {
+        assert!(environ(&[("A=B", "c")]).variables().process_environment().is_err());
+        assert!(environ(&[("A\0", "c")]).variables().process_environment().is_err());
+        assert!(environ(&[("", "c")]).variables().process_environment().is_err());
+        assert!(environ(&[("A", "c\0d")]).variables().process_environment().is_err());
+        assert!(environ(&[]).set("A=B", "c").is_err());
+    }
+
+    #[test]
+    fn copies_are_independent() {
+        let mut first = environ(&[("A", "1")]).with_input(Input::from_bytes("body"));
+        let second = first.without_input();
+        first.set("A", "2").unwrap();
+        assert_eq!((first.get("A"), second.get("A")), (Some(&b"2"[..]), Some(&b"1"[..])));
+        assert_eq!(first.input().remaining(), Some(4));
+        assert_eq!(first.request_id(), second.request_id());
+    }
+
+    #[test]
+    fn the_url_is_put_together_as_pep_3333_says() {
+        let with_host = environ(&[
+            ("HTTP_HOST", "example.org:8080"),
+            ("SCRIPT_NAME", "/app"),
+            ("PATH_INFO", "/a b/\u{e9}"),
+            ("QUERY_STRING", "x=1"),
+        ]);
+        assert_eq!(with_host.url(), "http://example.org:8080/app/a%20b/%C3%A9?x=1");
+        let without =
+            environ(&[("SERVER_NAME", "example.org"), ("SERVER_PORT", "443"), ("HTTPS", "on"), ("PATH_INFO", "/")]);
+        assert_eq!(without.url(), "https://example.org/");
+    }
+
+    #[test]
+    fn a_token_made_after_the_cancellation_is_cancelled() {
+        let cancellation = Cancellation::default();
+        let before = cancellation.token();
+        cancellation.cancel();
+        assert!(before.is_cancelled() && cancellation.token().is_cancelled());
+        let late = Cancellation::default();
+        late.cancel();
+        assert!(late.token().is_cancelled());
+    }
+
+    #[test]
+    fn a_request_id_is_accepted_only_when_harmless() {
+        assert_eq!(environ(&[("HTTP_X_REQUEST_ID", "abc-123")]).request_id(), "abc-123");
+        for bad in ["", "a b", "a\nb", &"x".repeat(129)] {
+            let environ = environ(&[("HTTP_X_REQUEST_ID", bad)]);
+            assert_eq!(environ.request_id().len(), 16, "{bad:?}");
+            assert_eq!(environ.request_id(), environ.request_id());
+        }
+    }
+
+    #[test]
+    fn headers_are_found_whatever_their_spelling() {
+        let environ = environ(&[("HTTP_ACCEPT_LANGUAGE", "eo"), ("CONTENT_TYPE", "text/plain")]);
+        assert_eq!(environ.header("Accept-Language"), Some(&b"eo"[..]));
+        assert_eq!(environ.header("content-type"), Some(&b"text/plain"[..]));
+        assert_eq!(environ.header("Proxy"), None);
+    }
+}

@@ -1,0 +1,27 @@
+//! Floor 1, the waist: PEP 3333's application interface in Rust's idiom.
+//!
+//! [`Application`] is what is called; [`Environ`] what it is told, [`Input`] and [`Errors`] with it; [`StartResponse`] how it names the
+//! head; [`Body`] what it gives back. [`driver::call`] turns all that into a head and a body, once for every gateway.
+
+mod callable;
+mod environ;
+mod input;
+mod errors;
+mod start_response;
+mod head;
+mod body;
+mod error;
+mod class;
+mod blocking;
+pub mod driver;
+
+pub use blocking::{BlockingApplication, Pool, PoolConfig, PoolFull, blocking};
+pub use body::{Body, DEFAULT_BLOCK_SIZE, FileRange, FileReader, Frame, Frames, IntoChunk};
+pub use callable::{AnyApplication, Application};
+pub use class::{Class, ClassApplication, class};
+pub use environ::{Cancellation, Environ, NotText, Peer, Server, VariableError, Variables};
+pub use error::Error;
+pub use errors::{Errors, Log};
+pub use head::{Head, HeadError, Headers, Status};
+pub use input::{BlockingInput, Input, InputError, Lines, Source};
+pub use start_response::{StartError, StartResponse, Write, WriteError};
