@@ -52,7 +52,8 @@ impl Server {
         let start = Instant::now();
         while !connects() {
             let ended = self.child.try_wait().expect("a child can be waited for");
-            if ended.is_some() || start.elapsed() > READY_WITHIN {
+            // One that ended well has left its work to another process.
+            if ended.is_some_and(|status| !status.success()) || start.elapsed() > READY_WITHIN {
                 panic!("{} does not accept connections on {what}; it ended: {ended:?}", self.name);
             }
             thread::sleep(Duration::from_millis(10));
@@ -83,7 +84,11 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         let pid = Pid::from_child(&self.child);
-        let _ = kill_process(pid, Signal::TERM);
+        let _ = match self.child.try_wait() {
+            Ok(None) => kill_process(pid, Signal::TERM),
+            // It ended before; only what it started can be left.
+            _ => kill_process_group(pid, Signal::TERM),
+        };
         let start = Instant::now();
         while matches!(self.child.try_wait(), Ok(None)) && start.elapsed() < GONE_WITHIN {
             thread::sleep(Duration::from_millis(10));

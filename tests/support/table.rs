@@ -463,7 +463,17 @@ pub async fn large(front: &Front, length: u64) {
     let answer = answer.unwrap_or_else(|error| panic!("{}: {error}", front.name));
     status(200).body(Pattern(length)).check(&answer).unwrap_or_else(|error| panic!("{}: {error}", front.name));
     note(front.name, "a large download", start);
-    let used = fs::read_to_string(&mark).expect("the application has written its memory");
+    // The application writes it when its body is closed, which may be after the last byte has come here.
+    let closed = Instant::now();
+    let used = loop {
+        match fs::read_to_string(&mark) {
+            Ok(used) => break used,
+            Err(error) => {
+                assert!(closed.elapsed() < Duration::from_secs(3), "{}: {}: {error}", front.name, mark.display())
+            }
+        }
+        sleep(Duration::from_millis(10)).await;
+    };
     let used: u64 = used.parse().expect("a number of KiB");
     assert!(used < MEMORY, "{}: {used} KiB for a download of {length} bytes", front.name);
 
