@@ -66,7 +66,7 @@ async fn fastcgi_client_with_a_connection_for_each_request() {
     for length in [0, 1, 65_535, 65_536, 3_000_000] {
         let upload: Vec<u8> = pattern::blocks(length).flatten().collect();
         let answer = execute(params("POST", "/digest", "", upload.len()), upload.clone()).await;
-        assert_eq!(String::from_utf8_lossy(parts(&answer).1), pattern::digest(length));
+        assert_eq!(String::from_utf8_lossy(parts(&answer).1), table::digest(length));
     }
     let wanted: Vec<u8> = pattern::blocks(3_000_000).flatten().collect();
     let answer = execute(params("GET", "/bytes", "n=3000000", 0), Vec::new()).await;
@@ -132,7 +132,7 @@ async fn cgi_fcgi_gets_its_answers(connect: &str) {
     let upload: Vec<u8> = pattern::blocks(3_000_000).flatten().collect();
     let answer = cgi_fcgi(connect, "/digest", "", &upload).await;
     let text = String::from_utf8_lossy(&answer.stdout).into_owned();
-    assert!(text.ends_with(&format!("\r\n\r\n{}", pattern::digest(3_000_000))), "{text}");
+    assert!(text.ends_with(&format!("\r\n\r\n{}", table::digest(3_000_000))), "{text}");
 
     let answer = cgi_fcgi(connect, "/bytes", "n=3000000", b"").await;
     assert!(answer.stdout.ends_with(&upload), "the download is not what was sent");

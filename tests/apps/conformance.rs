@@ -12,6 +12,7 @@ use gatespan::application::{Body, Environ, Error, StartResponse};
 use sha2::{Digest, Sha256};
 use tokio::time::sleep;
 
+#[allow(dead_code, unreachable_pub, reason = "the tests' own file, of which the application uses a part")]
 #[path = "../support/pattern.rs"]
 mod pattern;
 

@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use super::pattern;
 
 /// How long any one step of an exchange may take before it counts as hanging.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(20);
 /// How much of an answer's body is kept; of all of it, the length and the digest are.
 const KEPT: usize = 1024 * 1024;
 
@@ -187,7 +187,7 @@ impl Head {
                     length += data.len() as u64;
                     body.extend_from_slice(&data[..data.len().min(KEPT - body.len())]);
                 }
-                Err(error) if error.starts_with(HANGS) => return Err(error),
+                Err(error) if is_hanging(&error) => return Err(error),
                 Err(error) => break Some(error),
             }
         };
@@ -223,6 +223,11 @@ impl Answer {
 
 /// How an error begins that says that nothing came for too long.
 const HANGS: &str = "waited too long for ";
+
+/// Whether an error says that nothing came for too long.
+pub fn is_hanging(error: &str) -> bool {
+    error.starts_with(HANGS)
+}
 
 async fn within<F: Future>(what: &str, step: F) -> Result<F::Output, String> {
     timeout(PATIENCE, step).await.map_err(|_| format!("{HANGS}{what}"))

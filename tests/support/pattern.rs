@@ -1,8 +1,6 @@
 //! The bytes that uploads and downloads of any size consist of, as both sides make them: the application that sends
 //! them and the test that checks them. No two blocks are alike, so that a lost, repeated or exchanged one shows.
 
-use sha2::{Digest, Sha256};
-
 /// The length of all blocks but the last.
 pub const BLOCK: usize = 64 * 1024;
 
@@ -14,13 +12,6 @@ pub fn blocks(length: u64) -> impl Iterator<Item = Vec<u8>> + Send + 'static {
         let rest = length - number * BLOCK as u64;
         block[..rest.min(BLOCK as u64) as usize].to_vec()
     })
-}
-
-/// The line that `/digest` answers with when the pattern has arrived unharmed.
-pub fn digest(length: u64) -> String {
-    let mut hash = Sha256::new();
-    blocks(length).for_each(|block| hash.update(&block));
-    format!("{length} {}\n", hexadecimal(&hash.finalize()))
 }
 
 /// Bytes as lower-case hexadecimal digits.
