@@ -5,9 +5,9 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
-use std::{env, fs, iter, process};
+use std::{env, fs, process};
 
-use futures_util::stream;
+use futures_util::stream::{self, StreamExt};
 use gatespan::application::{Body, Environ, Error, StartResponse};
 use sha2::{Digest, Sha256};
 use tokio::time::sleep;
@@ -122,16 +122,16 @@ async fn conformance(mut environ: Environ, start_response: StartResponse) -> Res
             Ok("headers\n".into())
         }
         "error-before" => Err(Error::new("the application failed before its head, as it was asked to")),
+        // Fails with the head and some of the body on their way.
         "error-after" => {
             start_response.start("200 OK", [BINARY])?;
-            let failure =
-                iter::once_with(|| Err(Error::new("the application failed after its head, as it was asked to")));
-            Ok(Body::iter(pattern::blocks(query.number("n")).map(Ok).chain(failure)))
+            let failure = Error::new("the application failed after its head, as it was asked to");
+            Ok(Body::stream(stream::iter(pattern::blocks(query.number("n")).map(Ok)).chain(later(Err(failure)))))
         }
         // Half of what it announces.
         "short" => {
             start_response.start("200 OK", [TEXT, ("Content-Length", "100")])?;
-            Ok("x".repeat(50).into())
+            Ok(Body::stream(stream::iter(["x".repeat(50)]).chain(later(String::new()))))
         }
         "stderr" => {
             environ.errors().line(query.get("text"));
@@ -177,6 +177,14 @@ async fn conformance(mut environ: Environ, start_response: StartResponse) -> Res
             Ok(format!("the application has no {route}\n").into())
         }
     }
+}
+
+/// One more piece, when all before it has had the time to reach the client.
+fn later<T>(piece: T) -> impl stream::Stream<Item = T> {
+    stream::once(async {
+        sleep(Duration::from_millis(300)).await;
+        piece
+    })
 }
 
 /// Reads the request's body to its end.

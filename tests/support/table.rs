@@ -165,18 +165,45 @@ pub static TABLE: &[Row] = &[
     get_row("a redirect elsewhere", "/app/redirect?to=http%3A%2F%2Fexample.com%2Fa%3Fb%3Dc&code=302")
         .expect(status(302).headers(&[("Location", "http://example.com/a?b=c")])),
     get_row("a permanent redirect", "/app/redirect?to=http%3A%2F%2Fexample.com%2F&code=301")
-        .expect(status(301).headers(&[("Location", "http://example.com/")])),
+        .expect(status(301).headers(&[("Location", "http://example.com/")]))
+        .except(&[("haproxy", status(302).headers(&[("Location", "http://example.com/")]), HAPROXY_302)]),
     get_row("a redirect within is the client's too", "/app/redirect?to=%2Fapp%2Fenviron&code=303")
-        .expect(status(303).headers(&[("Location", "/app/environ")])),
+        .expect(status(303).headers(&[("Location", "/app/environ")]))
+        .except(&[("haproxy", status(302).headers(&[("Location", "/app/environ")]), HAPROXY_302)]),
     get_row("a redirect that keeps the method", "/app/redirect?to=%2Fapp%2Fenviron&code=307")
-        .expect(status(307).headers(&[("Location", "/app/environ")])),
+        .expect(status(307).headers(&[("Location", "/app/environ")]))
+        .except(&[("haproxy", status(302).headers(&[("Location", "/app/environ")]), HAPROXY_302)]),
     // Failures.
     get_row("an error before the head", "/app/error-before").expect(status(500)),
     get_row("a panic", "/app/panic").expect(status(500)),
-    get_row("an error after the head", "/app/error-after?n=100000").expect(status(200).body(Cut(100_000))),
-    get_row("less than was announced", "/app/short").expect(status(200).body(Cut(50))),
+    get_row("an error after the head", "/app/error-after?n=100000").expect(status(200).body(Cut(100_000))).except(&[
+        (
+            "apache/cgid",
+            status(200).body(Pattern(100_000)),
+            "mod_cgid takes any end of the output for the end of the answer",
+        ),
+        ("apache/fcgid", status(200), "mod_fcgid puts an error page of its own behind what it has, and ends it well"),
+        (
+            "lighttpd/cgi",
+            status(200).body(Pattern(100_000)),
+            "mod_cgi takes any end of the output for the end of the answer",
+        ),
+        (
+            "lighttpd/*/collected",
+            status(200).body(Pattern(100_000)),
+            "lighttpd announces the length that it has collected",
+        ),
+    ]),
+    get_row("less than was announced", "/app/short").expect(status(200).body(Cut(50))).except(&[(
+        "apache/fcgid",
+        status(200),
+        "mod_fcgid fills up with an error page of its own",
+    )]),
     get_row("and all is well after that", "/app/slow?ms=50").expect(status(200).body(Exactly("slow\n"))),
 ];
+
+/// HAProxy's issue 2865, mended since.
+const HAPROXY_302: &str = "HAProxy 2.6 makes every answer a 302 that has its Location behind its Status";
 
 /// Why a variable is different without a web server in front.
 const ROOT: &str = "without a web server in front, the application is at the root";
@@ -247,11 +274,15 @@ impl Expect {
         self
     }
 
+    fn is_binary(&self) -> bool {
+        matches!(self.body, Pattern(_) | Cut(_))
+    }
+
     fn check(&self, answer: &Answer) -> Result<(), String> {
         let came = || {
-            let text: String = answer.text().chars().take(2_000).collect();
+            let text: String = answer.text().chars().take(if self.is_binary() { 0 } else { 700 }).collect();
             format!(
-                "came {} {:?} {:?}, {} bytes, cut {:?}: {text}",
+                "came {} {:?} {:?}, {} bytes, cut {:?}: {text:?}",
                 answer.status, answer.reason, answer.headers, answer.length, answer.cut
             )
         };
@@ -295,7 +326,12 @@ pub async fn rows(front: &Front) {
     let start = Instant::now();
     let mut failures = Vec::new();
     for row in TABLE {
-        if let Err(failure) = row.run(front).await {
+        let sent = Instant::now();
+        let result = row.run(front).await;
+        if sent.elapsed() > Duration::from_secs(1) {
+            note(front.name, row.name, sent);
+        }
+        if let Err(failure) = result {
             failures.push(format!("{}: {} ({} {}): {failure}", front.name, row.name, row.method, row.target));
         }
     }
@@ -320,6 +356,7 @@ static ECHO: PerFront<u64> = PerFront {
     differs: &[
         ("nginx", 10_000, "once the answer has begun, nginx sends no more of the upload"),
         ("apache/cgid", 10_000, "mod_cgid reads nothing before it has written all"),
+        ("apache/fcgid", 10_000, "mod_fcgid reads nothing before it has written all"),
     ],
 };
 
