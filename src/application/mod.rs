@@ -14,6 +14,8 @@ mod error;
 mod class;
 mod blocking;
 pub mod driver;
+#[cfg(any(feature = "http", feature = "tower"))]
+pub mod message;
 
 pub use blocking::{BlockingApplication, Pool, PoolConfig, PoolFull, blocking};
 pub use body::{Body, DEFAULT_BLOCK_SIZE, FileRange, FileReader, Frame, Frames, IntoChunk};
@@ -24,4 +26,4 @@ pub use error::Error;
 pub use errors::{Errors, Log};
 pub use head::{Head, HeadError, Headers, Status};
 pub use input::{BlockingInput, Input, InputError, Lines, Source};
-pub use start_response::{StartError, StartResponse, Write, WriteError};
+pub use start_response::{Event, StartError, StartResponse, Write, WriteError};
