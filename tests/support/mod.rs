@@ -18,9 +18,10 @@ pub struct Front {
     /// `server/mode/…`: what the table's patterns are matched with.
     pub name: &'static str,
     pub address: SocketAddr,
-    pub scratch: Scratch,
     /// The web server and, where it does not start it, the application. They stop when this is dropped, first to last.
     pub servers: Vec<Server>,
+    /// After the servers, so that their logs can still be read when they have stopped.
+    pub scratch: Scratch,
 }
 
 impl Front {

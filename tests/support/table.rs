@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::client::{Answer, Client, Upload, get, is_hanging};
 use super::process::{memory, note};
@@ -411,27 +411,48 @@ pub async fn events(front: &Front) {
 struct Leaving {
     /// Whether the application has to write for the web server to notice.
     ticks: bool,
-    within: Duration,
+    /// How soon it learns it; nothing: the web server does not look at its client while it collects the answer.
+    within: Option<Duration>,
 }
 
-const APACHE: &str = "Apache notices that its client has left when it writes to it";
 static LEAVING: PerFront<Leaving> = PerFront {
-    usual: Leaving { ticks: false, within: Duration::from_millis(1_000) },
-    differs: &[("apache", Leaving { ticks: true, within: Duration::from_millis(2_000) }, APACHE)],
+    usual: Leaving { ticks: false, within: Some(Duration::from_millis(1_000)) },
+    differs: &[
+        ("apache", NOTICED_BY_WRITING, "Apache notices that its client has left when it writes to it"),
+        ("lighttpd/*/streamed", NOTICED_BY_WRITING, "lighttpd notices that its client has left when it writes to it"),
+        (
+            "lighttpd/*/collected",
+            Leaving { ticks: true, within: None },
+            "lighttpd notices that its client has left when it writes to it, which is when it has all",
+        ),
+    ],
 };
+
+const NOTICED_BY_WRITING: Leaving = Leaving { ticks: true, within: Some(Duration::from_millis(2_000)) };
 
 /// A client leaves in the middle of an answer, and the application is cancelled.
 pub async fn leaving(front: &Front) {
     let Leaving { ticks, within } = *LEAVING.of(front);
     let mark = front.scratch.path("marks/left");
     let target = format!("/app/linger?file={}&tick={}", mark.display(), u8::from(ticks));
+    let cancelled = || fs::read(&mark).ok().as_deref() == Some(b"cancelled");
     let mut client = Client::connect(front.address).await.expect("the server accepts connections");
-    let mut head = client.head("GET", &target, &[], Upload::Nothing).await.expect("the head comes");
+    let head = client.head("GET", &target, &[], Upload::Nothing);
+    let Some(within) = within else {
+        let head = timeout(Duration::from_millis(500), head).await;
+        assert!(head.is_err(), "{}: an answer that has not ended was not collected", front.name);
+        client.leave().await;
+        sleep(Duration::from_millis(500)).await;
+        assert!(!cancelled(), "{}: the web server noticed after all that its client has left", front.name);
+        return;
+    };
+    let mut head = head.await.expect("the head comes");
     head.next().await.expect("the first line comes").expect("the body is not empty");
+    assert!(!cancelled(), "{}: the application was cancelled with its client waiting", front.name);
     drop(head);
     client.leave().await;
     let start = Instant::now();
-    while fs::read(&mark).ok().as_deref() != Some(b"cancelled") {
+    while !cancelled() {
         assert!(start.elapsed() < within, "{}: the application was not cancelled within {within:?}", front.name);
         sleep(Duration::from_millis(10)).await;
     }
