@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::body::{Body, FileReader, Frame, Frames};
 use super::callable::Application;
-use super::environ::Environ;
+use super::environ::{Environ, Variables};
 use super::error::Error;
 use super::errors::Errors;
 use super::head::{Head, Headers, Status};
@@ -57,7 +57,8 @@ pub async fn call<A: Application>(application: A, environ: Environ) -> Result<Re
 /// A call under way, for those who may have to give it up before it has a head: a client that leaves, a time limit.
 pub struct Call {
     running: Running,
-    errors: Errors,
+    /// What was called, without its body: for the log. The response has it as soon as there is one.
+    request: Option<Environ>,
     is_head: bool,
 }
 
@@ -65,11 +66,11 @@ impl Call {
     /// Prepares the call. Nothing happens before it is polled.
     pub fn new<A: Application>(application: A, environ: Environ) -> Self {
         let announcement = Arc::new(Announcement::default());
-        let errors = environ.errors();
+        let request = Some(environ.without_input());
         let is_head = environ.method() == b"HEAD";
         let start_response = announcement.start_response();
         let state = State::Calling(Box::pin(async move { application.call(environ, start_response).await }));
-        Self { running: Running { state, announcement, held: None }, errors, is_head }
+        Self { running: Running { state, announcement, held: None }, request, is_head }
     }
 
     /// What [`call`] waits for. To be called to its end once; until the head is there, it may be dropped and called again.
@@ -105,7 +106,7 @@ impl Call {
             file: None,
             unsent: declared.filter(|_| !bodiless),
             announced: declared,
-            errors: self.errors.clone(),
+            request: self.request.take(),
             over: bodiless,
         };
         Ok(Response { head, body })
@@ -130,12 +131,15 @@ impl fmt::Debug for Call {
 
 /// As [`call`], for gateways: an error becomes its page, and the log learns its causes with the request id.
 pub async fn answer<A: Application>(application: A, environ: Environ) -> Response {
-    let copy = environ.without_input();
-    match call(application, environ).await {
-        Ok(response) => response,
-        Err(error) => {
-            log_failure(&copy.errors(), copy.request_id(), "answered with an error page", &error);
-            error_page(error.status(), copy.request_id(), copy.method() == b"HEAD")
+    let mut call = Call::new(application, environ);
+    match (call.response().await, call.request) {
+        (Ok(response), _) => response,
+        (Err(error), request) => {
+            let request = request.unwrap_or_else(|| Environ::new(Variables::new()));
+            log_failure(&request.errors(), request.request_id(), "answered with an error page", &error);
+            let mut page = error_page(error.status(), request.request_id(), request.method() == b"HEAD");
+            page.body.request = Some(request);
+            page
         }
     }
 }
@@ -165,7 +169,8 @@ pub struct ResponseBody {
     /// What Content-Length still owes.
     unsent: Option<u64>,
     announced: Option<u64>,
-    errors: Errors,
+    /// Whose body it is, for the log.
+    request: Option<Environ>,
     over: bool,
 }
 
@@ -267,6 +272,13 @@ impl ResponseBody {
         poll_fn(|cx| self.poll_close(cx)).await;
     }
 
+    /// For gateways that cut the response after an error: tells the request's log.
+    pub fn log_cut(&self, error: &Error) {
+        if let Some(request) = &self.request {
+            log_failure(&request.errors(), request.request_id(), "was cut", error);
+        }
+    }
+
     /// How many bytes are to come, where that is certain.
     pub fn exact_len(&self) -> Option<u64> {
         match (self.over, &self.file) {
@@ -291,10 +303,13 @@ impl ResponseBody {
         if len > *unsent {
             // PEP 3333: a server must not send more than Content-Length announced.
             let announced = self.announced.unwrap_or_default();
-            self.errors.line(format_args!(
-                "the application gave at least {} bytes more than its Content-Length of {announced}; they were not sent",
-                len - *unsent
-            ));
+            if let Some(request) = &self.request {
+                request.errors().line(format_args!(
+                    "request {} gave at least {} bytes more than its Content-Length of {announced}; they were not sent",
+                    request.request_id(),
+                    len - *unsent
+                ));
+            }
             match &mut frame {
                 // Shorter than the data, so it fits.
                 Frame::Data(data) => data.truncate(*unsent as usize),
@@ -321,7 +336,7 @@ impl From<Body> for ResponseBody {
             file: None,
             unsent: None,
             announced: None,
-            errors: Errors::default(),
+            request: None,
             over: false,
         }
     }

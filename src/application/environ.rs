@@ -50,7 +50,10 @@ pub struct Environ {
     input: Input,
     data: Option<Input>,
     server: Arc<Server>,
-    request: Arc<Request>,
+    role: Role,
+    number: u32,
+    /// Made when first needed, or brought by the gateway.
+    request: OnceLock<Cancellation>,
     errors: Errors,
     extensions: Extensions,
 }
@@ -71,6 +74,13 @@ pub struct Server {
     pub multiprocess: bool,
     /// Whether this process serves one request only.
     pub run_once: bool,
+}
+
+impl Server {
+    fn unknown() -> Arc<Self> {
+        static UNKNOWN: OnceLock<Arc<Server>> = OnceLock::new();
+        UNKNOWN.get_or_init(Arc::default).clone()
+    }
 }
 
 impl Default for Server {
@@ -103,16 +113,6 @@ pub enum Peer {
     Unknown,
 }
 
-/// What belongs to one request and to all copies of its environ.
-#[derive(Debug, Default)]
-struct Request {
-    role: Option<Role>,
-    /// The FastCGI request id, or the HTTP stream; 0 where there is none.
-    number: u32,
-    id: OnceLock<Box<str>>,
-    cancellation: Cancellation,
-}
-
 impl Environ {
     /// An environ of these variables: no input, errors to standard error. Gateways and tests add what they have with the `with_…` functions.
     pub fn new(variables: Variables) -> Self {
@@ -120,8 +120,10 @@ impl Environ {
             variables: Arc::new(variables),
             input: Input::empty(),
             data: None,
-            server: Arc::default(),
-            request: Arc::default(),
+            server: Server::unknown(),
+            role: Role::Responder,
+            number: 0,
+            request: OnceLock::new(),
             errors: Errors::default(),
             extensions: Extensions::new(),
         }
@@ -303,17 +305,17 @@ impl Environ {
 
     /// What is asked of the application: Responder, save where a FastCGI server wants an Authorizer or a Filter.
     pub fn role(&self) -> Role {
-        self.request.role.unwrap_or(Role::Responder)
+        self.role
     }
 
     /// The number of the request on its connection: the FastCGI request id; 0 elsewhere.
     pub fn request_number(&self) -> u32 {
-        self.request.number
+        self.number
     }
 
     /// The name under which the logs speak of this request: X-Request-Id where the request brought a harmless one, else a random one.
     pub fn request_id(&self) -> &str {
-        self.request.id.get_or_init(|| {
+        self.request().inner.id.get_or_init(|| {
             let brought = self.get("HTTP_X_REQUEST_ID").filter(|id| {
                 (1..=128).contains(&id.len())
                     && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.+/=:".contains(byte))
@@ -327,7 +329,7 @@ impl Environ {
 
     /// Cancelled when nobody waits for the answer any more: the client left, a limit ended the request, the server stops.
     pub fn cancellation(&self) -> CancellationToken {
-        self.request.cancellation.token()
+        self.request().token()
     }
 
     /// What middleware and applications tell each other, by type.
@@ -348,7 +350,9 @@ impl Environ {
             input: Input::empty(),
             data: None,
             server: self.server.clone(),
-            request: self.request.clone(),
+            role: self.role,
+            number: self.number,
+            request: self.request().clone().into(),
             errors: self.errors.clone(),
             extensions: self.extensions.clone(),
         }
@@ -385,7 +389,7 @@ impl Environ {
     /// The same as a request of its own: role, number on the connection, and what cancels it.
     #[must_use]
     pub fn with_request(mut self, role: Role, number: u32, cancellation: Cancellation) -> Self {
-        self.request = Arc::new(Request { role: Some(role), number, id: OnceLock::new(), cancellation });
+        (self.role, self.number, self.request) = (role, number, cancellation.into());
         self
     }
 
@@ -393,15 +397,15 @@ impl Environ {
     /// request, and alone by whoever holds what comes back with it.
     #[must_use]
     pub fn with_own_cancellation(mut self) -> (Self, Cancellation) {
-        let cancellation = self.request.cancellation.child();
-        self.request = Arc::new(Request {
-            role: self.request.role,
-            number: self.request.number,
-            // Chosen now, so that both speak of the request by one name.
-            id: OnceLock::from(Box::from(self.request_id())),
-            cancellation: cancellation.clone(),
-        });
+        // The id is chosen now, so that both speak of the request by one name.
+        self.request_id();
+        let cancellation = self.request().child();
+        self.request = cancellation.clone().into();
         (self, cancellation)
+    }
+
+    fn request(&self) -> &Cancellation {
+        self.request.get_or_init(Cancellation::default)
     }
 
     /// The same with the variables of this process behind the request's own, which win. No gateway does this by itself: the
@@ -591,7 +595,7 @@ impl fmt::Debug for Variables {
     }
 }
 
-/// What a gateway pulls when nobody waits for an answer any more. The token that applications see is made when the first
+/// One request to its gateway, which pulls this when nobody waits for an answer any more. The token that applications see is made when the first
 /// asks for it: most never do.
 #[derive(Clone, Debug, Default)]
 pub struct Cancellation {
@@ -602,6 +606,8 @@ pub struct Cancellation {
 struct CancellationInner {
     cancelled: AtomicBool,
     token: OnceLock<CancellationToken>,
+    /// The request's id, here so that all copies of its environ share one; see [`Environ::request_id`].
+    id: OnceLock<Box<str>>,
     /// Its cancellation is one of this, too.
     parent: Option<Cancellation>,
 }
@@ -631,7 +637,8 @@ impl Cancellation {
     /// One that is cancelled with this one, and may be cancelled alone.
     #[must_use]
     pub fn child(&self) -> Self {
-        let inner = CancellationInner { parent: Some(self.clone()), ..CancellationInner::default() };
+        let inner =
+            CancellationInner { id: self.inner.id.clone(), parent: Some(self.clone()), ..CancellationInner::default() };
         Self { inner: Arc::new(inner) }
     }
 }

@@ -404,3 +404,229 @@ pub mod names {
         SERVER_SOFTWARE,
     ];
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one<'a>(name: &'a str, value: &'a [u8]) -> MetaVariables<'a, impl Fn(&[u8]) -> Option<&'a [u8]>> {
+        MetaVariables::new(move |asked: &[u8]| (asked == name.as_bytes()).then_some(value))
+    }
+
+    fn unset() -> MetaVariables<'static, impl Fn(&[u8]) -> Option<&'static [u8]>> {
+        MetaVariables::new(|_: &[u8]| None)
+    }
+
+    #[test]
+    fn an_empty_variable_is_an_unset_one() {
+        let empty = MetaVariables::new(|_: &[u8]| Some(&b""[..]));
+        assert_eq!(empty.auth_type(), None);
+        assert_eq!(empty.content_length(), Ok(None));
+        assert_eq!(empty.content_type(), None);
+        assert_eq!(empty.gateway_interface(), Ok(None));
+        assert_eq!(empty.path_info(), b"");
+        assert_eq!(empty.path_translated(), None);
+        assert_eq!(empty.query_string(), b"");
+        assert_eq!(empty.remote_addr(), Ok(None));
+        assert_eq!(empty.remote_host(), None);
+        assert_eq!(empty.remote_ident(), None);
+        assert_eq!(empty.remote_user(), None);
+        assert_eq!(empty.request_method(), Err(MetaVariableError::Unset { name: "REQUEST_METHOD" }));
+        assert_eq!(empty.script_name(), b"");
+        assert_eq!(empty.server_name(), None);
+        assert_eq!(empty.server_port(), Ok(None));
+        assert_eq!(empty.server_protocol(), Ok(None));
+        assert_eq!(empty.server_software(), None);
+        assert!(!empty.is_https());
+        assert_eq!(unset().content_length(), Ok(None));
+        assert_eq!(unset().query_string(), b"");
+        assert_eq!(unset().request_method(), empty.request_method());
+    }
+
+    #[test]
+    fn a_header_field_may_be_there_and_empty() {
+        assert_eq!(one("HTTP_ACCEPT_ENCODING", b"").http("Accept-Encoding"), Some(&b""[..]));
+        assert_eq!(one("HTTP_ACCEPT_ENCODING", b"br").http("accept-encoding"), Some(&b"br"[..]));
+        assert_eq!(one("HTTP_ACCEPT_ENCODING", b"br").http("Accept_Encoding"), None);
+        assert_eq!(one("CONTENT_TYPE", b"a/b").http("Content-Type"), Some(&b"a/b"[..]));
+        assert_eq!(one("HTTP_PROXY", b"x").http("Proxy"), None);
+        assert_eq!(unset().http("Accept-Encoding"), None);
+    }
+
+    #[test]
+    fn a_content_length_is_digits_and_nothing_else() {
+        assert_eq!(one("CONTENT_LENGTH", b"0").content_length(), Ok(Some(0)));
+        assert_eq!(one("CONTENT_LENGTH", b"18446744073709551615").content_length(), Ok(Some(u64::MAX)));
+        for refused in ["+1", "-1", " 1", "1 ", "1,1", "1, 1", "0x10", "1.0", "18446744073709551616", "a", "\0"] {
+            let error = one("CONTENT_LENGTH", refused.as_bytes()).content_length().unwrap_err();
+            assert!(matches!(error, MetaVariableError::Invalid { name: "CONTENT_LENGTH", .. }), "{refused}: {error}");
+        }
+        assert_eq!(
+            one("CONTENT_LENGTH", b"1,1").content_length().unwrap_err().to_string(),
+            r#"expected a number of bytes in digits in CONTENT_LENGTH, got "1,1""#
+        );
+    }
+
+    #[test]
+    fn addresses_and_ports_are_checked() {
+        assert_eq!(one("REMOTE_ADDR", b"192.0.2.1").remote_addr(), Ok(Some([192, 0, 2, 1].into())));
+        assert_eq!(one("REMOTE_ADDR", b"2001:db8::1").remote_addr().unwrap().unwrap().to_string(), "2001:db8::1");
+        assert_eq!(one("REMOTE_ADDR", b"unix:").remote_addr(), Ok(None));
+        for refused in [&b"[::1]"[..], b"localhost", b"1.2.3", b"1.2.3.4:80", b"1.2.3.4 ", b"\xff"] {
+            assert!(one("REMOTE_ADDR", refused).remote_addr().is_err(), "{refused:?}");
+        }
+        assert_eq!(one("SERVER_PORT", b"443").server_port(), Ok(Some(443)));
+        assert_eq!(one("SERVER_PORT", b"65535").server_port(), Ok(Some(65535)));
+        for refused in [&b"65536"[..], b"-1", b"http", b" 80"] {
+            assert!(one("SERVER_PORT", refused).server_port().is_err(), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_method_is_a_token_and_keeps_its_case() {
+        assert_eq!(one("REQUEST_METHOD", b"get").request_method(), Ok(&b"get"[..]));
+        for refused in [&b"GET /"[..], b"GET\r\n", b"G\0", b"(GET)"] {
+            assert!(one("REQUEST_METHOD", refused).request_method().is_err(), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn versions_are_two_numbers_and_not_a_fraction() {
+        let gateway_interface = |value| one("GATEWAY_INTERFACE", value).gateway_interface();
+        assert_eq!(gateway_interface(b"CGI/1.1"), Ok(Some(Version { major: 1, minor: 1 })));
+        // RFC 3875 4.1.4: leading zeros are ignored, and this is the order of versions.
+        assert_eq!(gateway_interface(b"CGI/01.010"), Ok(Some(Version { major: 1, minor: 10 })));
+        let [a, b, c] = [&b"CGI/2.4"[..], b"CGI/2.13", b"CGI/12.3"].map(|value| gateway_interface(value).unwrap());
+        assert!(a < b && b < c);
+        for refused in [&b"CGI"[..], b"CGI/", b"CGI/1.", b"CGI/.1", b"CGI/1.1 ", b"HTTP/1.1", b"CGI/99999999999.1"] {
+            assert!(gateway_interface(refused).is_err(), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_protocol_may_come_without_a_version() {
+        let (one_zero, one_one) = (Version { major: 1, minor: 0 }, Version { major: 1, minor: 1 });
+        let two = Version { major: 2, minor: 0 };
+        for (value, name, version, http_version) in [
+            ("HTTP/1.1", "HTTP", Some(one_one), Some(one_one)),
+            ("http/1.0", "http", Some(one_zero), Some(one_zero)),
+            ("HTTP/2.0", "HTTP", Some(two), Some(two)),
+            ("HTTP/2", "HTTP", Some(two), Some(two)),
+            ("INCLUDED", "INCLUDED", None, Some(one_zero)),
+            ("SPDY", "SPDY", None, None),
+            ("X-Own/1.0", "X-Own", Some(one_zero), None),
+        ] {
+            let protocol = one("SERVER_PROTOCOL", value.as_bytes()).server_protocol().unwrap().unwrap();
+            assert_eq!(protocol, ServerProtocol { name: name.as_bytes(), version });
+            assert_eq!(protocol.http_version(), http_version, "{value}");
+        }
+        for refused in ["HTTP/", "/1.1", "HTTP/1.1.1", "HTTP/a", "HTTP 1.1", "HTTP/1.1\n", "HTTP/-1.1"] {
+            assert!(one("SERVER_PROTOCOL", refused.as_bytes()).server_protocol().is_err(), "{refused}");
+        }
+    }
+
+    #[test]
+    fn https_is_four_values_of_one_variable() {
+        for (name, value, expected) in [
+            ("HTTPS", "on", true),
+            ("HTTPS", "ON", true),
+            ("HTTPS", "1", true),
+            ("HTTPS", "yes", true),
+            ("HTTPS", "", false),
+            ("HTTPS", "off", false),
+            ("HTTPS", "0", false),
+            ("HTTPS", "on ", false),
+            ("HTTP_HTTPS", "on", false),
+            ("REQUEST_SCHEME", "https", false),
+            ("REQUEST_URI", "https://host/", false),
+        ] {
+            assert_eq!(one(name, value.as_bytes()).is_https(), expected, "{name}={value}");
+        }
+    }
+
+    fn variable(field_name: &str) -> Option<String> {
+        let mut out = b"before ".to_vec();
+        let made = variable_name(field_name.as_bytes(), &mut out);
+        let name = String::from_utf8(out).unwrap().strip_prefix("before ").unwrap().to_owned();
+        assert!(made || name.is_empty(), "a refused name leaves nothing behind");
+        made.then_some(name)
+    }
+
+    #[test]
+    fn a_header_field_becomes_a_variable() {
+        for (field_name, expected) in [
+            ("Host", "HTTP_HOST"),
+            ("accept-language", "HTTP_ACCEPT_LANGUAGE"),
+            ("X-A-1", "HTTP_X_A_1"),
+            ("Proxy-Authorization", "HTTP_PROXY_AUTHORIZATION"),
+            ("Content-Type", "CONTENT_TYPE"),
+            ("CONTENT-LENGTH", "CONTENT_LENGTH"),
+            ("Content-Length-2", "HTTP_CONTENT_LENGTH_2"),
+        ] {
+            assert_eq!(variable(field_name).as_deref(), Some(expected));
+        }
+        for refused in ["", "A B", "A:", "A\r", "A\0", "A=B", "Ä", "A/B"] {
+            assert_eq!(variable(refused), None, "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn header_aliases_do_not_become_variables() {
+        for (alias, meant) in [("Remote_User", "Remote-User"), ("X_Forwarded-For", "X-Forwarded-For"), ("A.B", "A-B")] {
+            // Both orders, and repeated: the alias is not there whatever came before it.
+            for sent in [[alias, meant, alias], [meant, alias, meant]] {
+                let variables: Vec<_> = sent.iter().filter_map(|name| variable(name)).collect();
+                assert_eq!(variables.len(), sent.iter().filter(|name| **name == meant).count());
+            }
+        }
+        assert_eq!(variable("Content_Length"), None);
+        assert_eq!(variable("Content_Type"), None);
+    }
+
+    #[test]
+    fn httpoxy_is_refused_as_field_and_as_variable() {
+        for name in ["Proxy", "proxy", "PROXY", "pRoXy"] {
+            assert_eq!(variable(name), None);
+        }
+        assert!(is_forbidden(b"HTTP_PROXY") && is_forbidden(b"http_proxy"));
+        assert!(is_forbidden(b"HTTP_CONTENT_TYPE") && is_forbidden(b"HTTP_CONTENT_LENGTH"));
+        for allowed in ["", "HTTP_HOST", "HTTP_PROX", "HTTP_PROXY_", "HTTP_PROXY_AUTHORIZATION", "CONTENT_LENGTH"] {
+            assert!(!is_forbidden(allowed.as_bytes()), "{allowed}");
+        }
+    }
+
+    #[test]
+    fn cve_2018_1283_and_cve_2025_65082_no_header_field_names_a_server_variable() {
+        let server = names::RFC_3875.into_iter().chain([
+            names::DOCUMENT_ROOT,
+            names::HTTPS,
+            names::REMOTE_PORT,
+            names::REQUEST_SCHEME,
+            names::REQUEST_URI,
+            names::SCRIPT_FILENAME,
+            names::SERVER_ADDR,
+        ]);
+        for name in server {
+            let field_name = name.replace('_', "-");
+            let made = variable(&field_name).unwrap();
+            assert!(made == name && name.starts_with("CONTENT_") || made == format!("HTTP_{name}"), "{made}");
+        }
+    }
+
+    #[test]
+    fn repeated_cookies_are_joined_by_semicolons_and_all_else_by_commas() {
+        assert_eq!(separator(b"HTTP_COOKIE"), b"; ");
+        assert_eq!(separator(b"cookie"), b"; ");
+        assert_eq!(separator(b"HTTP_ACCEPT"), b", ");
+        assert_eq!(separator(b"HTTP_COOKIE2"), b", ");
+    }
+
+    #[test]
+    fn an_environment_has_no_empty_names_equals_signs_or_nul() {
+        assert!(is_environment_name(b"A") && is_environment_name(b"BASH_FUNC_x%%") && is_environment_name(b"\xff"));
+        for refused in [&b""[..], b"=", b"A=", b"=A", b"A=B", b"\0", b"A\0"] {
+            assert!(!is_environment_name(refused), "{refused:?}");
+        }
+        assert!(is_environment_value(b"") && is_environment_value(b"a=b\n") && !is_environment_value(b"a\0"));
+    }
+}

@@ -95,7 +95,8 @@ impl ResponseHead {
     ///
     /// # Errors
     ///
-    /// When reading it would give something else. Nothing is written then.
+    /// When its status or a field would be read as something else (see [`check_status`] and [`check_field`]). Nothing is
+    /// written then.
     pub fn encode(&self, out: &mut BytesMut) -> Result<(), FieldError> {
         let Some(status) = &self.status else { return encode_fields(out.len(), self.headers.iter(), out) };
         encode_head(status.code, &status.reason, self.headers.iter(), out)
@@ -193,7 +194,8 @@ impl ResponseHeadDecoder {
 
     /// Takes a head off the front of `buffer`; `Ok(None)` when it is not all here. What stays in `buffer` is body.
     ///
-    /// Between calls `buffer` may only grow at its end.
+    /// Between calls `buffer` may only grow at its end: what was read of it is not read again. The head keeps a part of
+    /// the buffer's memory for as long as it lives.
     ///
     /// # Errors
     ///
@@ -645,4 +647,247 @@ fn trim_end(mut text: &[u8]) -> &[u8] {
         text = start;
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(bytes: &[u8]) -> ResponseHead {
+        let (head, consumed) = ResponseHead::decode(bytes, &Limits::default()).unwrap().unwrap();
+        assert_eq!(consumed, bytes.len());
+        head
+    }
+
+    fn refused(bytes: &[u8]) -> HeadError {
+        ResponseHead::decode(bytes, &Limits::default()).unwrap_err()
+    }
+
+    fn encode(code: u16, reason: &[u8], headers: &[(&[u8], &[u8])]) -> Result<BytesMut, FieldError> {
+        let mut out = BytesMut::from(&b"before "[..]);
+        let result = encode_head(code, reason, headers.iter().copied(), &mut out);
+        let written = out.split_off(b"before ".len());
+        assert_eq!(out, &b"before "[..]);
+        assert!(result.is_ok() || written.is_empty(), "a refused head leaves nothing behind");
+        result.map(|()| written)
+    }
+
+    #[test]
+    fn a_head_is_its_status_and_its_fields_in_order() {
+        let head =
+            decode(b"Content-type: text/plain\r\nSTATUS:  404   Not  here\t\r\nSet-Cookie: a\r\nset-cookie:b \r\n\r\n");
+        assert_eq!(head.status, Some(Status { code: 404, reason: Bytes::from_static(b"Not  here") }));
+        let expected = [("Content-type", "text/plain"), ("Set-Cookie", "a"), ("set-cookie", "b")];
+        assert_eq!(head.headers, expected.into_iter().collect());
+        assert_eq!(head.field(b"CONTENT-TYPE"), Some(&b"text/plain"[..]));
+    }
+
+    #[test]
+    fn the_writer_puts_the_status_first() {
+        let headers: [(&[u8], &[u8]); 2] = [(b"Content-Type", b"text/plain"), (b"X", b"")];
+        assert_eq!(
+            encode(200, b"OK", &headers).unwrap(),
+            &b"Status: 200 OK\r\nContent-Type: text/plain\r\nX: \r\n\r\n"[..]
+        );
+        assert_eq!(encode(999, b"", &[]).unwrap(), &b"Status: 999 \r\n\r\n"[..]);
+        assert_eq!(decode(b"Status: 999 \r\n\r\n").status, Some(Status { code: 999, reason: Bytes::new() }));
+    }
+
+    #[test]
+    fn cve_2023_38709_response_splitting_is_refused_by_the_writer() {
+        for byte in *b"\r\n\0" {
+            let bad = [b'a', byte, b'b'];
+            assert!(matches!(encode(200, &bad, &[]), Err(FieldError::ForbiddenByte { .. })), "{byte}");
+            assert!(matches!(encode(200, b"OK", &[(b"A", b"a"), (b"B", &bad)]), Err(FieldError::ForbiddenByte { .. })));
+            assert!(matches!(encode(200, b"OK", &[(b"A", b"a"), (&bad, b"b")]), Err(FieldError::InvalidName { .. })));
+        }
+        for name in [&b""[..], b"A:", b"A ", b" A", b"\xc3\xa4"] {
+            assert!(matches!(encode(200, b"OK", &[(name, b"")]), Err(FieldError::InvalidName { .. })), "{name:?}");
+        }
+        for name in [&b"Status"[..], b"sTATUS", b"Transfer-Encoding"] {
+            assert!(matches!(encode(200, b"OK", &[(name, b"1")]), Err(FieldError::Reserved { .. })), "{name:?}");
+        }
+        for code in [0, 99, 1000, u16::MAX] {
+            assert_eq!(encode(code, b"OK", &[]), Err(FieldError::InvalidCode { code }));
+        }
+    }
+
+    #[test]
+    fn the_four_kinds_of_answer_are_told_apart() {
+        use ResponseKind::*;
+        let (path, location) = (&b"/a?b"[..], &b"http://host/"[..]);
+        for (bytes, kind, status) in [
+            (&b"Content-Type: a/b\n\n"[..], Document, (200, "OK")),
+            (b"Status: 404\n\n", Document, (404, "Not Found")),
+            (b"Status: 404 Lost\n\n", Document, (404, "Lost")),
+            (b"Location: /a?b\n\n", LocalRedirect { path }, (302, "Found")),
+            (b"Location: /a?b\nContent-Type: a/b\n\n", LocalRedirect { path }, (302, "Found")),
+            (b"Location: http://host/\n\n", ClientRedirect { location }, (302, "Found")),
+            (
+                b"LOCATION:http://host/\nStatus: 307\n\n",
+                ClientRedirectWithDocument { location },
+                (307, "Temporary Redirect"),
+            ),
+            (b"Location: /a?b\nStatus: 302 Found\n\n", ClientRedirectWithDocument { location: path }, (302, "Found")),
+            (b"Location: /a?b\nStatus: 201 Made\n\n", Document, (201, "Made")),
+            (b"Location: \nContent-Type: a/b\n\n", Document, (200, "OK")),
+        ] {
+            let head = decode(bytes);
+            assert_eq!(head.kind(), kind, "{}", bytes.escape_ascii());
+            assert_eq!(head.status_or_default(), (status.0, status.1.as_bytes()));
+        }
+    }
+
+    #[test]
+    fn each_fault_has_its_error() {
+        for (bytes, expected) in [
+            (&b"hello\n"[..], r#"expected a header field, got a line without a colon, "hello""#),
+            (b": a\n", r#"expected a field name before the colon, got ": a""#),
+            (b"A : a\n", r#"expected a colon right after the field name, got a blank, "A : a""#),
+            (b"A\t: a\n", r#"expected a colon right after the field name, got a blank, "A\t: a""#),
+            (b"A B: a\n", r#"expected a token as field name, got "A B""#),
+            (b"\xc3\xa4: a\n", r#"expected a token as field name, got "\xc3\xa4""#),
+            (b"<p>a:b\n", r#"expected a token as field name, got "<p>a""#),
+            (b"A: a\0b\n", r#"expected text, got "\x00" in "A: a\x00b""#),
+            (b"A: a\rB: b\n", r#"expected text, got "\r" in "A: a\rB: b""#),
+            (b"A: a\r\r\n", r#"expected text, got "\r" in "A: a\r""#),
+            (b"A: a\n b\n", r#"expected each field on a line of its own, got a continuation line, " b""#),
+            (b"A: a\n \n", r#"expected each field on a line of its own, got a continuation line, " ""#),
+            (b"\tA: a\n", r#"expected each field on a line of its own, got a continuation line, "\tA: a""#),
+            (b"Status: OK\n", r#"expected a status of three digits from 100 on and a reason, got "OK""#),
+            (b"Status: 20\n", r#"expected a status of three digits from 100 on and a reason, got "20""#),
+            (b"Status: 099\n", r#"expected a status of three digits from 100 on and a reason, got "099""#),
+            (b"Status: 2000\n", r#"expected a status of three digits from 100 on and a reason, got "2000""#),
+            (b"Status: 200OK\n", r#"expected a status of three digits from 100 on and a reason, got "200OK""#),
+            (b"Status: +20\n", r#"expected a status of three digits from 100 on and a reason, got "+20""#),
+            (b"Status: 200\nstatus: 200\n", r#"expected Status once, got "200" and "200""#),
+            (b"Location: /a\nlocation: /b\n", r#"expected Location once, got "/a" and "/b""#),
+            (b"Content-Type: a/b\nContent-Type: a/c\n", r#"expected Content-Type once, got "a/b" and "a/c""#),
+            (b"Content-Length: 1\nContent-Length: 2\n", r#"expected Content-Length once, got "1" and "2""#),
+            (b"Content-Length: 1, 1\n", r#"expected a number of bytes in Content-Length, got "1, 1""#),
+            (b"Content-Length: -1\n", r#"expected a number of bytes in Content-Length, got "-1""#),
+            (
+                b"Transfer-Encoding: chunked\n",
+                r#"expected no Transfer-Encoding, which is the server's to choose, got "chunked""#,
+            ),
+            (b"transfer-encoding:\n", r#"expected no Transfer-Encoding, which is the server's to choose, got """#),
+            (b"\n", "expected at least one header field, got the blank line that ends the head"),
+            (b"\r\nA: a\r\n\r\n", "expected at least one header field, got the blank line that ends the head"),
+            (b"Status:\n\n", "expected at least one header field, got the blank line that ends the head"),
+        ] {
+            assert_eq!(refused(bytes).to_string(), expected, "{}", bytes.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_field_that_says_the_same_twice_is_kept_once() {
+        let head =
+            decode(b"Content-Length: 5\nContent-Type: a/b\ncontent-length: 05\ncontent-type: a/b\nX: 1\nX: 1\n\n");
+        let expected = [("Content-Length", "5"), ("Content-Type", "a/b"), ("X", "1"), ("X", "1")];
+        assert_eq!(head.headers, expected.into_iter().collect());
+        assert_eq!(head.content_length(), Some(5));
+    }
+
+    #[test]
+    fn a_known_field_without_a_value_is_not_there() {
+        let head = decode(b"Status: \nContent-Length:\nContent-Type:\t\nLocation:\nX-Other:\n\n");
+        assert_eq!(head, ResponseHead { status: None, headers: [("X-Other", "")].into_iter().collect() });
+    }
+
+    #[test]
+    fn each_limit_has_its_error_and_the_limit_itself_is_allowed() {
+        let bytes = b"A: a\r\nB: b\r\n\r\n";
+        let decode = |max_len, max_fields| ResponseHead::decode(bytes, &Limits { max_len, max_fields });
+        assert!(matches!(decode(14, 2), Ok(Some((_, 14)))));
+        assert_eq!(decode(13, 2), Err(HeadError::TooLong { limit: 13 }));
+        assert_eq!(decode(0, 2), Err(HeadError::TooLong { limit: 0 }));
+        assert_eq!(decode(14, 1), Err(HeadError::TooManyFields { limit: 1 }));
+        assert_eq!(decode(14, 0), Err(HeadError::TooManyFields { limit: 0 }));
+        assert!(matches!(decode(usize::MAX, usize::MAX), Ok(Some((_, 14)))));
+        // A body does not count.
+        let limits = Limits { max_len: 6, max_fields: 1 };
+        assert!(matches!(ResponseHead::decode(b"A: a\n\nbody", &limits), Ok(Some((_, 6)))));
+        // The status line of an NPH answer is no field.
+        assert!(
+            ResponseHead::decode_nph(b"HTTP/1.1 200\nA: a\n\n", &Limits { max_fields: 1, ..Limits::default() }).is_ok()
+        );
+    }
+
+    #[test]
+    fn nph_answers_are_told_by_their_first_bytes() {
+        for (bytes, expected) in [
+            ("", None),
+            ("H", None),
+            ("HTTP/", None),
+            ("HTTP/1", Some(true)),
+            ("HTTP/1.1 200 OK\r\n", Some(true)),
+            ("HTTP/x", Some(false)),
+            ("http/1.1", Some(false)),
+            ("HTTP-X: a", Some(false)),
+            ("Content-Type: text/plain", Some(false)),
+        ] {
+            assert_eq!(is_nph(bytes.as_bytes()), expected, "{bytes:?}");
+        }
+        assert!(is_nph_name(b"nph-a.cgi") && is_nph_name(b"/cgi-bin/nph-a"));
+        assert!(!is_nph_name(b"nph") && !is_nph_name(b"/nph-a/b") && !is_nph_name(b"a-nph-") && !is_nph_name(b""));
+    }
+
+    #[test]
+    fn an_nph_answer_is_its_status_line_and_its_fields() {
+        for (line, code, reason) in [
+            ("HTTP/1.1 200 OK", 200, "OK"),
+            ("HTTP/1.0 404 Not here", 404, "Not here"),
+            ("HTTP/1.1 404", 404, ""),
+            ("HTTP/1.1 404 ", 404, ""),
+            ("HTTP/2 200", 200, ""),
+        ] {
+            let bytes = format!("{line}\r\nA: a\r\n\r\n");
+            let (head, consumed) = ResponseHead::decode_nph(bytes.as_bytes(), &Limits::default()).unwrap().unwrap();
+            let status = Some(Status { code, reason: Bytes::from(reason) });
+            assert_eq!(head, ResponseHead { status, headers: [("A", "a")].into_iter().collect() });
+            assert_eq!(consumed, bytes.len());
+        }
+        assert!(matches!(ResponseHead::decode_nph(b"HTTP/1.1 204\n\n", &Limits::default()), Ok(Some((_, 14)))));
+        for line in
+            ["", "A: a", "HTTP/1.1", "HTTP/1.1 20", "HTTP/1.1 2000", "HTTP/1.1 099 X", "HTTP/1.1200 OK", "http/1.1 200"]
+        {
+            let error = ResponseHead::decode_nph(format!("{line}\n\n").as_bytes(), &Limits::default()).unwrap_err();
+            assert_eq!(error, HeadError::InvalidStatusLine { line: Excerpt::new(line.as_bytes()) });
+        }
+        let error = ResponseHead::decode_nph(b"HTTP/1.1 200 OK\nStatus: 404\n", &Limits::default()).unwrap_err();
+        assert!(matches!(error, HeadError::Repeated { field: "Status", .. }));
+    }
+
+    #[test]
+    fn interim_heads_are_followed_by_the_final_one() {
+        let mut buffer =
+            BytesMut::from(&b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\nHTTP/1.1 200 OK\r\nA: a\r\n\r\nbody"[..]);
+        let mut decoder = ResponseHeadDecoder::nph(Limits::default());
+        let interim = decoder.decode(&mut buffer).unwrap().unwrap();
+        assert!(interim.is_interim());
+        let head = decoder.decode(&mut buffer).unwrap().unwrap();
+        assert!(!head.is_interim());
+        assert_eq!((head.field(b"A"), head.field(b"Link")), (Some(&b"a"[..]), None));
+        assert_eq!(buffer, &b"body"[..]);
+        let (switching, _) = ResponseHead::decode_nph(b"HTTP/1.1 101\n\n", &Limits::default()).unwrap().unwrap();
+        assert!(!switching.is_interim());
+    }
+
+    #[test]
+    fn an_output_that_ends_in_its_head_is_shown() {
+        let decoder = ResponseHeadDecoder::new(Limits::default());
+        assert_eq!(
+            decoder.ended(b"A: a\r\n").to_string(),
+            r#"expected a response head and a blank line, got the end after 6 bytes, "A: a\r\n""#
+        );
+    }
+
+    #[test]
+    fn an_error_is_said_again_when_more_bytes_come() {
+        let mut decoder = ResponseHeadDecoder::new(Limits::default());
+        let mut buffer = BytesMut::from(&b"A: a\nhello\n"[..]);
+        let error = decoder.decode(&mut buffer).unwrap_err();
+        buffer.extend_from_slice(b"B: b\n\n");
+        assert_eq!(decoder.decode(&mut buffer).unwrap_err(), error);
+    }
 }

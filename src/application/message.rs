@@ -1,0 +1,802 @@
+//! HTTP messages and the waist: how a request becomes an environ and a response a body that HTTP can send. The one such
+//! conversion, for the HTTP gateway and for tower.
+
+use std::any::Any;
+use std::convert::Infallible;
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Method, StatusCode, Version};
+use http_body::SizeHint;
+use tokio::time::{Instant, Sleep};
+use tokio_util::task::TaskTracker;
+
+use super::body::Frame;
+use super::callable::Application;
+use super::driver::{self, Response, ResponseBody};
+use super::environ::{Cancellation, Environ, Peer, Server, Variables};
+use super::error::Error;
+use super::errors::Errors;
+use super::head::{Head, Headers};
+use super::input::{Input, InputError, Source};
+use crate::protocol::Pairs;
+use crate::protocol::cgi::{self, names};
+use crate::protocol::fastcgi::Role;
+
+/// SERVER_SOFTWARE, unless somebody says otherwise.
+pub const SERVER_SOFTWARE: &str = concat!("gatespan/", env!("CARGO_PKG_VERSION"));
+
+/// How long an application's `close()` may take once nobody waits for it any more, unless told otherwise: 5 seconds.
+pub const DEFAULT_CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// What a server knows of a request that the request's head does not say. Whoever puts one into the extensions of an
+/// [`http::Request`] speaks for its connection.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    /// The client: REMOTE_ADDR and REMOTE_PORT.
+    pub peer: Peer,
+    /// Where the request came to: SERVER_ADDR, and SERVER_NAME and SERVER_PORT where the request names no host.
+    pub local: Option<SocketAddr>,
+    /// Whether the client's connection is encrypted: HTTPS and REQUEST_SCHEME.
+    pub https: bool,
+    /// SERVER_SOFTWARE.
+    pub software: String,
+    /// SCRIPT_NAME: the path, decoded and without a slash at its end, under which the application lies. A request for anything
+    /// else is answered with 404. Empty: the application has all paths.
+    pub script_name: Vec<u8>,
+    /// SERVER_NAME, in the place of what the request says.
+    pub server_name: Option<String>,
+    /// SERVER_PORT, in the place of what the request says.
+    pub server_port: Option<u16>,
+}
+
+impl Default for Connection {
+    fn default() -> Self {
+        Self {
+            peer: Peer::Unknown,
+            local: None,
+            https: false,
+            software: SERVER_SOFTWARE.into(),
+            script_name: Vec::new(),
+            server_name: None,
+            server_port: None,
+        }
+    }
+}
+
+/// A request that no application is called for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// A `%` in the path without two hexadecimal digits (RFC 3986 2.1).
+    #[error("expected two hexadecimal digits after each % of the path, got \"{0}\"")]
+    Escape(String),
+    /// A path that holds NUL once it is decoded: no program can be told of it.
+    #[error("the path \"{0}\" holds NUL")]
+    Nul(String),
+    /// A target that is neither a path nor, with OPTIONS, `*`.
+    #[error("expected a path as the target of {method}, got \"{target}\"")]
+    Target {
+        /// The method.
+        method: Method,
+        /// The target.
+        target: String,
+    },
+    /// CONNECT, which is for proxies (RFC 9110 9.3.6).
+    #[error("CONNECT is for proxies, and this is none")]
+    Connect,
+    /// A path outside the application's.
+    #[error("the path \"{0}\" is not below SCRIPT_NAME")]
+    Elsewhere(String),
+    /// HTTP/1.1 without Host, or any version with two (RFC 9112 3.2).
+    #[error("expected one Host, got {0}")]
+    HostCount(usize),
+    /// A host that is none (RFC 3986 3.2.2).
+    #[error("expected a host and a port, got \"{0}\"")]
+    Host(String),
+    /// Content-Length is no number, or several.
+    #[error("expected one decimal number as Content-Length, got \"{0}\"")]
+    ContentLength(String),
+    /// Content-Length is over the limit.
+    #[error("the request body has {announced} bytes, the limit is {limit}")]
+    TooLarge {
+        /// Content-Length.
+        announced: u64,
+        /// The limit, in bytes.
+        limit: u64,
+    },
+}
+
+impl RequestError {
+    /// The status of the answer.
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::Elsewhere(_) => 404,
+            Self::TooLarge { .. } => 413,
+            Self::Connect => 501,
+            _ => 400,
+        }
+    }
+}
+
+/// The variables of a request (RFC 3875 section 4, and those that every server adds), the server's own first.
+///
+/// # Errors
+///
+/// For requests that have no meaning as variables: see [`RequestError`].
+pub fn variables(head: &Parts, connection: &Connection) -> Result<Variables, RequestError> {
+    let target = Target::of(head)?;
+    let mut path = decode_path(target.path)?;
+    let script_name = connection.script_name.as_slice();
+    if !script_name.is_empty() {
+        match path.strip_prefix(script_name) {
+            Some(rest) if rest.is_empty() || rest.starts_with(b"/") => path = rest.to_vec(),
+            _ => return Err(RequestError::Elsewhere(target.path.into())),
+        }
+    }
+    let host = host(head)?;
+    content_length(&head.headers)?;
+
+    let values: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 5).sum();
+    let room = values + 2 * target.path.len() + 2 * target.query.len() + 512;
+    let mut pairs = Pairs::with_capacity(head.headers.len() + 16, room);
+    pairs.push(names::GATEWAY_INTERFACE, "CGI/1.1");
+    pairs.push(names::SERVER_PROTOCOL, protocol(head.version));
+    pairs.push(names::SERVER_SOFTWARE, &connection.software);
+    push_server(&mut pairs, host.as_ref(), connection);
+    pairs.push(names::REQUEST_SCHEME, if connection.https { "https" } else { "http" });
+    if connection.https {
+        pairs.push(names::HTTPS, "on");
+    }
+    pairs.push(names::REQUEST_METHOD, head.method.as_str());
+    pairs.push(names::SCRIPT_NAME, script_name);
+    pairs.push(names::PATH_INFO, &path);
+    // 4.1.7: it is set even where there is no query.
+    pairs.push(names::QUERY_STRING, target.query);
+    pairs.push(names::REQUEST_URI, target.origin_form);
+    match &connection.peer {
+        Peer::Ip(address) => {
+            pairs.push(names::REMOTE_ADDR, address.ip().to_canonical().to_string());
+            pairs.push(names::REMOTE_PORT, address.port().to_string());
+        }
+        // 4.1.8 asks for one, and the client has none: what nginx says.
+        Peer::Unix { .. } => pairs.push(names::REMOTE_ADDR, "unix:"),
+        _ => {}
+    }
+    push_fields(&mut pairs, head, host.as_ref());
+    Ok(Variables::from_pairs(pairs))
+}
+
+/// The parts of a request's target.
+struct Target<'a> {
+    path: &'a str,
+    query: &'a str,
+    origin_form: &'a str,
+}
+
+impl<'a> Target<'a> {
+    fn of(head: &'a Parts) -> Result<Self, RequestError> {
+        if head.method == Method::CONNECT {
+            return Err(RequestError::Connect);
+        }
+        let refuse = || RequestError::Target { method: head.method.clone(), target: head.uri.to_string() };
+        // RFC 9112 3.2: origin-form, absolute-form (of which a server of its own wants the path only) or, for OPTIONS, an asterisk.
+        let path = head.uri.path();
+        let origin_form = head.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        match path {
+            // The whole server: no path, so that PATH_INFO is empty.
+            "*" if head.method == Method::OPTIONS => Ok(Self { path: "", query: "", origin_form: "*" }),
+            path if path.starts_with('/') => Ok(Self { path, query: head.uri.query().unwrap_or(""), origin_form }),
+            _ => Err(refuse()),
+        }
+    }
+}
+
+fn decode_path(path: &str) -> Result<Vec<u8>, RequestError> {
+    let mut decoded = Vec::with_capacity(path.len());
+    let mut rest = path.as_bytes();
+    while let [byte, after @ ..] = rest {
+        rest = after;
+        if *byte != b'%' {
+            decoded.push(*byte);
+            continue;
+        }
+        let digit = |digit: Option<&u8>| digit.and_then(|digit| char::from(*digit).to_digit(16));
+        let (Some(high), Some(low)) = (digit(after.first()), digit(after.get(1))) else {
+            return Err(RequestError::Escape(excerpt(path.as_bytes())));
+        };
+        // Two hexadecimal digits fit a byte.
+        decoded.push((high * 16 + low) as u8);
+        rest = &after[2..];
+    }
+    match decoded.contains(&0) {
+        true => Err(RequestError::Nul(excerpt(path.as_bytes()))),
+        false => Ok(decoded),
+    }
+}
+
+/// Host as the request names it.
+struct Host<'a> {
+    /// As it is written, with its port.
+    whole: &'a [u8],
+    name: &'a str,
+    port: Option<u16>,
+}
+
+fn host(head: &Parts) -> Result<Option<Host<'_>>, RequestError> {
+    let count = head.headers.get_all(header::HOST).iter().count();
+    if count > 1 {
+        return Err(RequestError::HostCount(count));
+    }
+    // RFC 9112 3.2.2 and RFC 9113 8.3.1: the target's own authority counts, not Host.
+    let whole = match (head.uri.authority(), head.headers.get(header::HOST)) {
+        (Some(authority), _) => authority.as_str().as_bytes(),
+        (None, Some(host)) => host.as_bytes(),
+        (None, None) => return Ok(None),
+    };
+    if whole.is_empty() {
+        return Ok(None);
+    }
+    parse_host(whole).map(Some).ok_or_else(|| RequestError::Host(excerpt(whole)))
+}
+
+/// `uri-host [ ":" port ]` (RFC 9110 7.2).
+fn parse_host(whole: &[u8]) -> Option<Host<'_>> {
+    let text = std::str::from_utf8(whole).ok()?;
+    let (name, port) = match text.rfind(':') {
+        Some(colon) if !text[colon..].contains(']') => (&text[..colon], &text[colon + 1..]),
+        _ => (text, ""),
+    };
+    let port = match port {
+        "" => None,
+        digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => Some(digits.parse().ok()?),
+        _ => return None,
+    };
+    let valid = match name.strip_prefix('[') {
+        Some(literal) => literal.strip_suffix(']').is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok()),
+        // reg-name (RFC 3986 3.2.2), which an IPv4 address is as well.
+        None => {
+            !name.is_empty()
+                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&byte))
+        }
+    };
+    valid.then_some(Host { whole, name, port })
+}
+
+fn push_server(pairs: &mut Pairs, host: Option<&Host<'_>>, connection: &Connection) {
+    let usual_port = if connection.https { 443 } else { 80 };
+    let (name, port) = match (host, connection.local) {
+        // 4.1.15: the port is part of the address that the client asked for, where the usual one is left out.
+        (Some(host), _) => (host.name.to_owned(), host.port.unwrap_or(usual_port)),
+        (None, Some(local)) => match local.ip().to_canonical() {
+            std::net::IpAddr::V6(address) => (format!("[{address}]"), local.port()),
+            std::net::IpAddr::V4(address) => (address.to_string(), local.port()),
+        },
+        (None, None) => ("localhost".to_owned(), usual_port),
+    };
+    pairs.push(names::SERVER_NAME, connection.server_name.as_ref().unwrap_or(&name));
+    pairs.push(names::SERVER_PORT, connection.server_port.unwrap_or(port).to_string());
+    if let Some(local) = connection.local {
+        pairs.push(names::SERVER_ADDR, local.ip().to_canonical().to_string());
+    }
+}
+
+/// The header fields, each value a pair (4.1.18).
+fn push_fields(pairs: &mut Pairs, head: &Parts, host: Option<&Host<'_>>) {
+    let mut variable = Vec::with_capacity(64);
+    if let Some(host) = host {
+        pairs.push("HTTP_HOST", host.whole);
+    }
+    for name in head.headers.keys() {
+        // Host was added from where it counts. The transfer coding is gone by now, and 4.2 wants it gone from here too.
+        if matches!(*name, header::TRANSFER_ENCODING | header::HOST) {
+            continue;
+        }
+        variable.clear();
+        if !cgi::variable_name(name.as_str().as_bytes(), &mut variable) {
+            continue;
+        }
+        for value in head.headers.get_all(name) {
+            pairs.push(&variable, value.as_bytes());
+            // Both speak of the one body, so that there is one value; `content_length` has seen to it that they agree.
+            if matches!(*name, header::CONTENT_LENGTH | header::CONTENT_TYPE) {
+                break;
+            }
+        }
+    }
+}
+
+fn content_length(headers: &HeaderMap) -> Result<Option<u64>, RequestError> {
+    let mut length = None;
+    for value in headers.get_all(header::CONTENT_LENGTH) {
+        let digits = Some(value.as_bytes()).filter(|value| value.iter().all(u8::is_ascii_digit));
+        let number = digits.and_then(|digits| std::str::from_utf8(digits).ok()?.parse::<u64>().ok());
+        match (number, length) {
+            (Some(number), None) => length = Some(number),
+            (Some(number), Some(before)) if number == before => {}
+            _ => return Err(RequestError::ContentLength(excerpt(value.as_bytes()))),
+        }
+    }
+    Ok(length)
+}
+
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_09 => "HTTP/0.9",
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2.0",
+        Version::HTTP_3 => "HTTP/3.0",
+        _ => "HTTP/1.1",
+    }
+}
+
+/// What of the peer's bytes goes into a message.
+fn excerpt(bytes: &[u8]) -> String {
+    bytes[..bytes.len().min(64)].escape_ascii().to_string()
+}
+
+/// How an application is called with a request.
+pub(crate) struct Call {
+    /// For the environ.
+    pub(crate) server: Arc<Server>,
+    /// The number of the request on its connection.
+    pub(crate) number: u32,
+    /// For the environ.
+    pub(crate) errors: Errors,
+    /// The longest body that is read, in bytes.
+    pub(crate) max_body: Option<u64>,
+    /// How long the client may send nothing of a body that the application waits for.
+    pub(crate) body_timeout: Option<Duration>,
+    /// How applications are closed.
+    pub(crate) closing: Closing,
+    /// Dropped when the response is over.
+    pub(crate) lease: Option<Box<dyn Any + Send>>,
+}
+
+impl Call {
+    /// Calls the application with that request. What is wrong with the request, and what the application fails with before the head,
+    /// is answered with a page.
+    pub(crate) fn begin<A, B>(self, application: A, request: http::Request<B>, connection: &Connection) -> Answering
+    where
+        A: Application,
+        B: http_body::Body<Data: Buf, Error: Into<Box<dyn StdError + Send + Sync>>> + Send + 'static,
+    {
+        let (mut head, body) = request.into_parts();
+        let length = match content_length(&head.headers) {
+            // Only the head of HTTP/1.1's framing that is left: a length beside chunks was dropped with the chunks.
+            Ok(length) => length.or(body.size_hint().exact()),
+            Err(error) => return self.refuse(&head, &error),
+        };
+        if let (Some(announced), Some(limit)) = (length, self.max_body)
+            && announced > limit
+        {
+            return self.refuse(&head, &RequestError::TooLarge { announced, limit });
+        }
+        let variables = match variables(&head, connection) {
+            Ok(variables) => variables,
+            Err(error) => return self.refuse(&head, &error),
+        };
+        let input = match body.is_end_stream() && length.is_none_or(|length| length == 0) {
+            true => Input::empty(),
+            false => {
+                let source = HttpSource::new(body, self.max_body, self.body_timeout);
+                Input::from_source(source, length)
+            }
+        };
+        let cancellation = Cancellation::default();
+        let mut environ = Environ::new(variables)
+            .with_input(input)
+            .with_server(self.server)
+            .with_errors(self.errors)
+            .with_request(Role::Responder, self.number, cancellation.clone());
+        *environ.extensions_mut() = std::mem::take(&mut head.extensions);
+        let request = environ.without_input();
+        let answer = Box::pin(driver::answer(application, environ));
+        Answering {
+            state: State::Calling(answer),
+            exchange: Some(Exchange { request, cancellation, closing: self.closing, _lease: self.lease }),
+        }
+    }
+
+    /// An answer without calling the application: a page with that status, and fields for its head.
+    pub(crate) fn page(self, status: u16, method: &Method, fields: &[(&str, &str)]) -> Answering {
+        let request = Environ::new(Variables::new()).with_server(self.server).with_errors(self.errors);
+        let mut response = driver::error_page(status, request.request_id(), method == Method::HEAD);
+        for (name, value) in fields {
+            response.head.headers.push(name, value);
+        }
+        let exchange =
+            Exchange { request, cancellation: Cancellation::default(), closing: self.closing, _lease: self.lease };
+        Answering { state: State::Page(Some(response)), exchange: Some(exchange) }
+    }
+
+    pub(crate) fn refuse(self, head: &Parts, error: &RequestError) -> Answering {
+        tracing::info!(status = error.status(), peer = ?self.server.peer, "a request was refused: {error}");
+        self.page(error.status(), &head.method, &[])
+    }
+}
+
+/// A call of an application on its way to the head of its response.
+///
+/// Dropping it cancels the request's token first and then drops what the application awaits.
+pub struct Answering {
+    state: State,
+    exchange: Option<Exchange>,
+}
+
+enum State {
+    Page(Option<Response>),
+    Calling(Pin<Box<dyn Future<Output = Response> + Send>>),
+}
+
+/// What outlives the head.
+struct Exchange {
+    /// The request without its body, for its id and its log.
+    request: Environ,
+    cancellation: Cancellation,
+    closing: Closing,
+    _lease: Option<Box<dyn Any + Send>>,
+}
+
+impl Future for Answering {
+    type Output = Result<http::Response<HttpBody>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let response = match &mut self.state {
+            State::Page(response) => response.take(),
+            State::Calling(answer) => {
+                let response = ready!(answer.as_mut().poll(cx));
+                self.state = State::Page(None);
+                Some(response)
+            }
+        };
+        let (Some(response), Some(exchange)) = (response, self.exchange.take()) else {
+            // Polled again after it was ready, which nobody does.
+            return Poll::Pending;
+        };
+        Poll::Ready(Ok(to_http(response, exchange)))
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        if let Some(exchange) = &self.exchange {
+            exchange.cancellation.cancel();
+        }
+    }
+}
+
+impl fmt::Debug for Answering {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Answering")
+    }
+}
+
+fn to_http(mut response: Response, exchange: Exchange) -> http::Response<HttpBody> {
+    let converted = (response.head.status.code() >= 200)
+        .then(|| http_head(&response.head))
+        .unwrap_or_else(|| Err(Error::new("the status speaks of an answer that is still to come")));
+    let head = match converted {
+        Ok(head) => head,
+        Err(error) => {
+            let request = &exchange.request;
+            driver::log_failure(&request.errors(), request.request_id(), "answered with an error page", &error);
+            // The application is closed with the body that is replaced here.
+            exchange.closing.close(std::mem::replace(&mut response.body, super::Body::empty().into()));
+            let page = driver::error_page(500, request.request_id(), request.method() == b"HEAD");
+            response.body = page.body;
+            // The page's head is one that HTTP can send.
+            http_head(&page.head).unwrap_or_default()
+        }
+    };
+    let body = HttpBody::new(response.body, Some(exchange));
+    let mut converted = http::Response::new(body);
+    *converted.status_mut() = head.status;
+    *converted.headers_mut() = head.headers;
+    *converted.extensions_mut() = head.extensions;
+    converted
+}
+
+#[derive(Default)]
+struct HttpHead {
+    status: StatusCode,
+    headers: HeaderMap,
+    extensions: http::Extensions,
+}
+
+/// Values and their order within one name are kept; names become lower-case, and stand together.
+fn http_head(head: &Head) -> Result<HttpHead, Error> {
+    let status = StatusCode::from_u16(head.status.code())?;
+    let mut extensions = http::Extensions::new();
+    let reason = head.status.reason();
+    // A reason that is only a guess must not replace one that HTTP's own table has.
+    let is_guess = reason == b"Unassigned" && status.canonical_reason().is_some();
+    if status.canonical_reason().map(str::as_bytes) != Some(reason) && !is_guess {
+        insert_reason(&mut extensions, reason);
+    }
+    Ok(HttpHead { status, headers: header_map(&head.headers)?, extensions })
+}
+
+#[cfg(feature = "http")]
+fn insert_reason(extensions: &mut http::Extensions, reason: &[u8]) {
+    if let Ok(reason) = hyper::ext::ReasonPhrase::try_from(reason) {
+        extensions.insert(reason);
+    }
+}
+
+#[cfg(not(feature = "http"))]
+fn insert_reason(_: &mut http::Extensions, _: &[u8]) {}
+
+fn header_map(headers: &Headers) -> Result<HeaderMap, Error> {
+    let mut map = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers.iter() {
+        map.append(HeaderName::from_bytes(name)?, HeaderValue::from_bytes(value)?);
+    }
+    Ok(map)
+}
+
+/// How applications are closed once nobody waits for them: as a task of their own, within a limit.
+#[derive(Debug, Clone)]
+pub(crate) struct Closing {
+    /// How long a `close()` may take.
+    pub(crate) limit: Duration,
+    /// Where the tasks can be waited for.
+    pub(crate) tasks: TaskTracker,
+}
+
+impl Default for Closing {
+    fn default() -> Self {
+        Self { limit: DEFAULT_CLOSE_LIMIT, tasks: TaskTracker::new() }
+    }
+}
+
+impl Closing {
+    fn close(&self, mut body: ResponseBody) {
+        // Most are closed at once.
+        if body.poll_close(&mut Context::from_waker(Waker::noop())).is_ready() {
+            return;
+        }
+        let limit = self.limit;
+        // Without a runtime nothing could be waited for: the drop is all there is.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            self.tasks.spawn_on(
+                async move {
+                    if tokio::time::timeout(limit, body.close()).await.is_err() {
+                        tracing::warn!("an application's close() took more than {limit:?} and was dropped");
+                    }
+                },
+                &runtime,
+            );
+        }
+    }
+}
+
+/// The body of a response as HTTP sends it: data, then trailers. Parts of files are read.
+///
+/// A failure of the application is an error here, by which the server cuts the response. Dropping a body that is not over cancels
+/// the request's token, and then closes the application's body.
+pub struct HttpBody {
+    body: Option<ResponseBody>,
+    exchange: Option<Exchange>,
+    /// Given out since the last pause.
+    unflushed: bool,
+    /// What the application failed with, until what came before it had its chance to be sent.
+    failed: Option<Cut>,
+    finished: bool,
+}
+
+/// The application failed after the head of its response, which is therefore cut.
+#[derive(Debug)]
+pub struct Cut(Error);
+
+impl Cut {
+    /// What it failed with.
+    pub fn error(&self) -> &Error {
+        &self.0
+    }
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the response was cut: {}", self.0)
+    }
+}
+
+impl StdError for Cut {}
+
+impl HttpBody {
+    fn new(body: ResponseBody, exchange: Option<Exchange>) -> Self {
+        Self { body: Some(body), exchange, unflushed: true, failed: None, finished: false }
+    }
+
+    fn fail(&mut self, error: Error) -> Cut {
+        if let Some(Exchange { request, .. }) = &self.exchange {
+            driver::log_failure(&request.errors(), request.request_id(), "was cut", &error);
+        }
+        Cut(error)
+    }
+}
+
+impl http_body::Body for HttpBody {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<http_body::Frame<Bytes>, Cut>>> {
+        let this = Pin::into_inner(self);
+        if let Some(cut) = this.failed.take() {
+            this.finished = true;
+            return Poll::Ready(Some(Err(cut)));
+        }
+        let Some(body) = this.body.as_mut().filter(|_| !this.finished) else { return Poll::Ready(None) };
+        loop {
+            let frame = match ready!(body.poll_data(cx)) {
+                Some(Ok(Frame::Data(data))) if data.is_empty() => continue,
+                Some(Ok(Frame::Data(data))) => http_body::Frame::data(data),
+                Some(Ok(Frame::Trailers(trailers))) => match header_map(&trailers) {
+                    Ok(trailers) => http_body::Frame::trailers(trailers),
+                    Err(error) => {
+                        this.finished = true;
+                        return Poll::Ready(Some(Err(this.fail(error))));
+                    }
+                },
+                Some(Ok(Frame::Flush)) if !this.unflushed => continue,
+                Some(Ok(Frame::Flush)) => {
+                    // A server sends what it has when a body has nothing ready: so this one hasn't, once.
+                    this.unflushed = false;
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                // `poll_data` has made data of files.
+                Some(Ok(Frame::File(_))) => continue,
+                Some(Err(error)) => {
+                    let cut = this.fail(error);
+                    if !this.unflushed {
+                        this.finished = true;
+                        return Poll::Ready(Some(Err(cut)));
+                    }
+                    this.failed = Some(cut);
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                None => {
+                    this.finished = true;
+                    return Poll::Ready(None);
+                }
+            };
+            this.unflushed = true;
+            if frame.is_trailers() {
+                this.finished = true;
+            }
+            return Poll::Ready(Some(Ok(frame)));
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.failed.is_none() && (self.finished || self.body.as_ref().is_none_or(ResponseBody::is_over))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.body.as_ref().and_then(ResponseBody::exact_len) {
+            Some(len) if self.failed.is_none() => SizeHint::with_exact(len),
+            _ => SizeHint::new(),
+        }
+    }
+}
+
+impl Drop for HttpBody {
+    fn drop(&mut self) {
+        let Some(body) = self.body.take() else { return };
+        // A server that has sent as many bytes as it announced asks for no end.
+        let complete = self.finished || body.is_over() || body.exact_len() == Some(0);
+        if let Some(exchange) = &self.exchange {
+            if !complete {
+                exchange.cancellation.cancel();
+            }
+            exchange.closing.close(body);
+        }
+    }
+}
+
+impl fmt::Debug for HttpBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpBody").field("body", &self.body).field("finished", &self.finished).finish_non_exhaustive()
+    }
+}
+
+/// The body of a request. Nothing is read before the application asks; by its first question a client that sent
+/// `Expect: 100-continue` is told to go on. Trailers of requests have no place in an environ and are dropped.
+struct HttpSource<B> {
+    body: Pin<Box<B>>,
+    /// What the limit leaves, and the limit.
+    unread_limit: Option<(u64, u64)>,
+    timeout: Option<Duration>,
+    clock: Option<Pin<Box<Sleep>>>,
+    /// The clock runs: the application waits for the client.
+    waiting: bool,
+}
+
+impl<B> HttpSource<B> {
+    fn new(body: B, max_body: Option<u64>, timeout: Option<Duration>) -> Self {
+        let unread_limit = max_body.map(|limit| (limit, limit));
+        Self { body: Box::pin(body), unread_limit, timeout, clock: None, waiting: false }
+    }
+
+    /// Whether the client has sent nothing for too long.
+    fn poll_timeout(&mut self, cx: &mut Context<'_>) -> Poll<InputError> {
+        let Some(after) = self.timeout else { return Poll::Pending };
+        let clock = self.clock.get_or_insert_with(|| Box::pin(tokio::time::sleep(after)));
+        if !std::mem::replace(&mut self.waiting, true) {
+            clock.as_mut().reset(Instant::now() + after);
+        }
+        ready!(clock.as_mut().poll(cx));
+        Poll::Ready(InputError::TimedOut { after })
+    }
+}
+
+impl<B> Source for HttpSource<B>
+where
+    B: http_body::Body<Data: Buf, Error: Into<Box<dyn StdError + Send + Sync>>> + Send,
+{
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, InputError>>> {
+        loop {
+            let Poll::Ready(frame) = self.body.as_mut().poll_frame(cx) else {
+                return self.poll_timeout(cx).map(|error| Some(Err(error)));
+            };
+            self.waiting = false;
+            return Poll::Ready(match frame {
+                None => None,
+                Some(Err(error)) => Some(Err(input_error(error.into()))),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(mut data) => {
+                        let chunk = data.copy_to_bytes(data.remaining());
+                        if chunk.is_empty() {
+                            continue;
+                        }
+                        if let Some((unread, limit)) = &mut self.unread_limit {
+                            match unread.checked_sub(chunk.len() as u64) {
+                                Some(left) => *unread = left,
+                                None => return Poll::Ready(Some(Err(InputError::TooLarge { limit: *limit }))),
+                            }
+                        }
+                        Some(Ok(chunk))
+                    }
+                    Err(_) => continue,
+                },
+            });
+        }
+    }
+}
+
+/// What kept a body from being read: the client that left, one that sent nonsense, or something else.
+fn input_error(error: Box<dyn StdError + Send + Sync>) -> InputError {
+    let mut cause: Option<&(dyn StdError + 'static)> = Some(&*error);
+    while let Some(next) = cause {
+        if let Some(io) = next.downcast_ref::<io::Error>() {
+            return match io.kind() {
+                io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => InputError::Malformed(error),
+                io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::BrokenPipe => InputError::Aborted,
+                _ => InputError::Io(io::Error::other(error)),
+            };
+        }
+        #[cfg(feature = "http")]
+        if let Some(hyper) = next.downcast_ref::<hyper::Error>()
+            && (hyper.is_incomplete_message() || hyper.is_closed() || hyper.is_canceled() || hyper.source().is_none())
+        {
+            return InputError::Aborted;
+        }
+        cause = next.source();
+    }
+    InputError::Io(io::Error::other(error))
+}
