@@ -6,3 +6,5 @@ pub mod protocol;
 pub mod application;
 #[cfg(feature = "application")]
 pub mod gateway;
+#[cfg(feature = "tower")]
+pub mod tower;
