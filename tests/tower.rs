@@ -116,17 +116,17 @@ async fn layers_of_tower_http_serve_an_application() {
         start_response.start("200 OK", [("Content-Type", "text/plain")])?;
         Ok::<_, Error>("compress me ".repeat(1000))
     };
-    let mut service = ServiceBuilder::new()
+    let service = ServiceBuilder::new()
         .layer(CompressionLayer::new())
         .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, Duration::from_millis(200)))
         .service(EnvironService::new(application));
     let request = Request::get("/").header("accept-encoding", "gzip").body(empty()).unwrap();
-    let response = service.ready().await.unwrap().call(request).await.unwrap();
+    let response = service.clone().oneshot(request).await.unwrap();
     assert_eq!(response.headers()["content-encoding"], "gzip");
     let compressed = response.into_body().collect().await.unwrap().to_bytes();
     assert!(compressed.starts_with(b"\x1f\x8b") && compressed.len() < 1000);
     let request = Request::get("/slow").body(empty()).unwrap();
-    let response = within(service.ready().await.unwrap().call(request)).await.unwrap();
+    let response = within(service.oneshot(request)).await.unwrap();
     assert_eq!(response.status(), 504);
 }
 
@@ -141,7 +141,7 @@ async fn a_router_is_an_application() {
     let environ = environ(&[("PATH_INFO", "/hello/b\u{e9}b\u{e9}"), ("REQUEST_URI", "/hello/b%C3%A9b%C3%A9")]);
     let mut response = driver::call(from_service(router), environ).await.unwrap();
     assert_eq!(response.head.status.to_string(), "200 OK");
-    assert_eq!(response.head.headers.get("Content-Length"), Some(&b"13"[..]));
+    assert_eq!(response.head.headers.get("Content-Length"), Some(&b"12"[..]));
     assert_eq!(response.body.read_to_end(100).await.unwrap(), "hello b\u{e9}b\u{e9}".as_bytes());
 }
 
@@ -370,8 +370,11 @@ async fn a_router_that_is_an_application_that_is_a_service_answers_as_the_router
         let service = EnvironService::new(from_service(router.clone()));
         let round = service.oneshot(request(method, uri, body)).await.unwrap();
         assert_eq!(direct.status(), round.status(), "{method} {uri}");
+        let status = direct.status();
         let sorted = |headers: &HeaderMap| {
             let mut fields: Vec<_> = headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+            // axum gives 204 a length, which RFC 9110 8.6 forbids and the driver takes away.
+            fields.retain(|(name, _)| status != 204 || name != "content-length");
             // Stable: the order within one name counts.
             fields.sort_by(|one, other| one.0.as_str().cmp(other.0.as_str()));
             fields

@@ -626,6 +626,13 @@ impl HttpBody {
     }
 }
 
+/// No body: what some of tower's layers answer with by themselves.
+impl Default for HttpBody {
+    fn default() -> Self {
+        Self { body: None, exchange: None, unflushed: false, failed: None, finished: true }
+    }
+}
+
 impl http_body::Body for HttpBody {
     type Data = Bytes;
     type Error = Cut;
@@ -685,7 +692,7 @@ impl http_body::Body for HttpBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self.body.as_ref().and_then(ResponseBody::exact_len) {
+        match self.body.as_ref().map_or(Some(0), ResponseBody::exact_len) {
             Some(len) if self.failed.is_none() => SizeHint::with_exact(len),
             _ => SizeHint::new(),
         }
