@@ -152,8 +152,8 @@ where
         let request = request(environ, self.below_script_name)?;
         // The clone that is ready is the one that must be called.
         let mut service = self.service.clone();
-        poll_fn(|cx| service.poll_ready(cx)).await.map_err(|error| Error::new(error))?;
-        let response = service.call(request).await.map_err(|error| Error::new(error))?;
+        poll_fn(|cx| service.poll_ready(cx)).await.map_err(Error::new)?;
+        let response = service.call(request).await.map_err(Error::new)?;
         let (parts, body) = response.into_parts();
         let mut headers: Headers = parts
             .headers
