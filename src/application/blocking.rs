@@ -68,10 +68,14 @@ where
         let (returned, returns) = oneshot::channel();
         // One piece under way: the thread waits in `blocking_send` while the client takes the one before.
         let (pieces, receiver) = mpsc::channel(1);
-        self.pool.run(permit, move || run(&*function, environ, start_response, returned, &pieces));
+        let (closed, closes) = oneshot::channel();
+        self.pool.run(permit, move || {
+            run(&*function, environ, start_response, returned, &pieces);
+            drop(closed);
+        });
         // The thread drops `returned` unanswered only by panicking between here and there.
         returns.await.unwrap_or_else(|_| Err(Error::new("the application's thread ended without an answer")))?;
-        Ok(Body::frames(Received { pieces: receiver }))
+        Ok(Body::frames(Received { pieces: receiver, closes }))
     }
 }
 
@@ -86,6 +90,7 @@ fn run<F, I>(
     F: Fn(Environ, StartResponse) -> Result<I, Error>,
     I: IntoIterator<Item: IntoChunk>,
 {
+    let head = start_response.clone();
     let called = catch_unwind(AssertUnwindSafe(|| function(environ, start_response)));
     let iterable = match called {
         Ok(Ok(iterable)) => iterable,
@@ -95,10 +100,14 @@ fn run<F, I>(
     if returned.send(Ok(())).is_err() {
         return;
     }
-    let iterated = catch_unwind(AssertUnwindSafe(move || {
+    let iterated = catch_unwind(AssertUnwindSafe(|| {
         for piece in iterable {
             let piece = piece.into_chunk();
             let failed = piece.is_err();
+            // The iterator goes on before the driver has picked the piece up, and may not replace the head any more.
+            if piece.as_ref().is_ok_and(|piece| !piece.is_empty()) {
+                head.commit();
+            }
             // A closed channel: the client left, and nobody takes what comes. Leaving the loop closes the iterator.
             if pieces.blocking_send(piece).is_err() || failed {
                 break;
@@ -112,6 +121,8 @@ fn run<F, I>(
 
 struct Received {
     pieces: mpsc::Receiver<Result<Bytes, Error>>,
+    /// Ends, without ever bringing anything, when the thread has closed the iterator.
+    closes: oneshot::Receiver<()>,
 }
 
 impl Frames for Received {
@@ -120,14 +131,14 @@ impl Frames for Received {
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        // The next piece is refused, by which the thread learns that it is to close the iterator.
         self.pieces.close();
-        // The sender is dropped when the thread has closed the iterator, or is about to.
-        while ready!(self.pieces.poll_recv(cx)).is_some() {}
-        Poll::Ready(())
+        Pin::new(&mut self.closes).poll(cx).map(drop)
     }
 }
 
-/// A bounded number of named threads for applications that block. Cheap to clone; the threads end with the last clone.
+/// A bounded number of named threads for applications that block. Cheap to clone. A thread ends when it had nothing to do for a while,
+/// also after the last clone is gone.
 #[derive(Clone)]
 pub struct Pool {
     shared: Arc<Shared>,
@@ -178,6 +189,7 @@ struct Jobs {
     // Never longer than `threads`: a job is queued only with a permit of `running`.
     queue: VecDeque<Job>,
     idle_threads: usize,
+    live_threads: usize,
     threads_started: usize,
 }
 
@@ -220,9 +232,12 @@ impl Pool {
         });
         let mut jobs = self.shared.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         jobs.queue.push_back(job);
-        if jobs.idle_threads >= jobs.queue.len() {
+        // A request's permit is given back a moment before its thread looks for the next: that thread comes, even if it
+        // is not idle yet, so that there are never more threads than requests that may run.
+        if jobs.idle_threads >= jobs.queue.len() || jobs.live_threads == self.shared.config.threads.max(1) {
             return self.shared.job_came.notify_one();
         }
+        jobs.live_threads += 1;
         jobs.threads_started += 1;
         let number = jobs.threads_started;
         drop(jobs);
@@ -241,7 +256,10 @@ impl Pool {
         if let Err(error) = started {
             tracing::error!(%error, "a thread for a blocking application could not be started");
             let mut jobs = self.shared.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-            drop(jobs.queue.pop_back());
+            jobs.live_threads -= 1;
+            let stranded = if jobs.live_threads == 0 { std::mem::take(&mut jobs.queue) } else { VecDeque::new() };
+            drop(jobs);
+            drop(stranded);
         }
     }
 }
@@ -257,12 +275,145 @@ impl Shared {
         let waited = self.job_came.wait_timeout_while(jobs, self.config.idle, |jobs| jobs.queue.is_empty());
         let (mut jobs, _) = waited.unwrap_or_else(PoisonError::into_inner);
         jobs.idle_threads -= 1;
-        jobs.queue.pop_front()
+        let job = jobs.queue.pop_front();
+        if job.is_none() {
+            jobs.live_threads -= 1;
+        }
+        job
     }
 }
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool").field("config", &self.shared.config).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::rc::Rc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread::ThreadId;
+
+    use super::*;
+    use crate::application::Variables;
+    use crate::application::driver::call;
+
+    fn environ() -> Environ {
+        Environ::new(Variables::new())
+    }
+
+    fn pool(threads: usize, queue: usize) -> Pool {
+        Pool::new(PoolConfig { name: "test".into(), threads, queue, ..PoolConfig::default() })
+    }
+
+    #[tokio::test]
+    async fn no_more_threads_are_started_than_requests_may_run() {
+        let seen = Arc::new(Mutex::new(HashSet::<ThreadId>::new()));
+        let list = seen.clone();
+        let app = blocking(move |_, start_response| {
+            list.lock().unwrap().insert(std::thread::current().id());
+            start_response.start("200 OK", ())?;
+            Ok(["ok"])
+        })
+        .on(pool(2, 100));
+        for _ in 0..200 {
+            let (first, second) = tokio::join!(call(app.clone(), environ()), call(app.clone(), environ()));
+            for response in [first, second] {
+                assert_eq!(response.unwrap().body.read_to_end(9).await.unwrap(), "ok");
+            }
+        }
+        assert!(seen.lock().unwrap().len() <= 2);
+    }
+
+    #[tokio::test]
+    async fn one_request_more_than_run_and_wait_is_refused() {
+        let gate = Arc::new(Mutex::new(()));
+        let (closed, inside) = (gate.lock().unwrap(), gate.clone());
+        let app = blocking(move |_, start_response| {
+            drop(inside.lock());
+            start_response.start("200 OK", ())?;
+            Ok(["ok"])
+        })
+        .on(pool(1, 1));
+        let mut running = Box::pin(call(app.clone(), environ()));
+        assert!(futures_util::poll!(&mut running).is_pending());
+        let mut waiting = Box::pin(call(app.clone(), environ()));
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        let error = call(app.clone(), environ()).await.unwrap_err();
+        assert_eq!(error.status(), 503);
+        assert!(error.downcast_ref::<PoolFull>().is_some(), "{error}");
+        drop(closed);
+        for response in [running.await, waiting.await] {
+            assert_eq!(response.unwrap().body.read_to_end(9).await.unwrap(), "ok");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_costs_its_request_only() {
+        let app = blocking(|environ, start_response| {
+            assert!(environ.query_string().is_empty(), "asked for it");
+            start_response.start("200 OK", ())?;
+            Ok(["ok"])
+        })
+        .on(pool(1, 1));
+        let mut bad = environ();
+        bad.set("QUERY_STRING", "x").unwrap();
+        let error = call(app.clone(), bad).await.unwrap_err();
+        assert!(error.to_string().contains("asked for it"), "{error}");
+        assert_eq!(call(app, environ()).await.unwrap().body.read_to_end(9).await.unwrap(), "ok");
+    }
+
+    #[tokio::test]
+    async fn the_head_can_t_be_replaced_once_a_piece_was_given() {
+        let app = blocking(|_, start_response| {
+            start_response.start("200 OK", ())?;
+            let mut step = 0;
+            Ok(std::iter::from_fn(move || {
+                step += 1;
+                match step {
+                    1 => Some(Ok("piece")),
+                    _ => Some(start_response.restart("500 Oops", (), Error::new("too late")).map(|_| "page")),
+                }
+            }))
+        });
+        for _ in 0..100 {
+            let mut response = call(app.clone(), environ()).await.unwrap();
+            assert_eq!(response.head.status.code(), 200);
+            assert_eq!(response.body.read_to_end(9).await.unwrap_err().to_string(), "too late");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_iterator_that_is_not_send_lives_on_one_thread_and_is_closed_there() {
+        struct Local {
+            _not_send: Rc<()>,
+            thread: ThreadId,
+            closed: Arc<AtomicUsize>,
+        }
+        impl Iterator for Local {
+            type Item = &'static str;
+            fn next(&mut self) -> Option<&'static str> {
+                assert_eq!(self.thread, std::thread::current().id());
+                Some("x")
+            }
+        }
+        impl Drop for Local {
+            fn drop(&mut self) {
+                assert_eq!(self.thread, std::thread::current().id());
+                self.closed.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        let closed = Arc::new(AtomicUsize::new(0));
+        let counter = closed.clone();
+        let app = blocking(move |_, start_response| {
+            start_response.start("200 OK", ())?;
+            Ok(Local { _not_send: Rc::new(()), thread: std::thread::current().id(), closed: counter.clone() })
+        });
+        let mut response = call(app, environ()).await.unwrap();
+        response.body.next().await.unwrap().unwrap();
+        response.body.close().await;
+        assert_eq!(closed.load(Ordering::SeqCst), 1);
     }
 }

@@ -11,7 +11,9 @@ use super::start_response::StartResponse;
 
 /// The application interface of PEP 3333, in its three forms:
 ///
-/// - any `async fn(Environ, StartResponse) -> Result<impl Into<Body>, Error>`, or closure of that shape;
+/// - any `async fn(Environ, StartResponse) -> Result<impl Into<Body>, Error>`, or closure of that shape. One that captures is
+///   `move |environ, start_response| { let shared = shared.clone(); async move { … } }`, since the future of an `async move`
+///   closure would borrow from it;
 /// - a value whose type implements this trait (PEP 3333's instance with a call method);
 /// - a type built per request and then iterated: [`class`](super::class()).
 ///

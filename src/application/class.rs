@@ -111,3 +111,60 @@ impl<T: Class> Frames for Iterated<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::application::driver::call;
+    use crate::application::{Head, Variables};
+
+    static CLOSED: AtomicUsize = AtomicUsize::new(0);
+
+    /// PEP 3333's `AppClass`: calls `start_response` when it is iterated.
+    struct Countdown {
+        start_response: StartResponse,
+        left: u8,
+    }
+
+    impl Class for Countdown {
+        fn new(environ: Environ, start_response: StartResponse) -> Self {
+            let left = environ.query_string().first().map_or(0, |digit| digit - b'0');
+            Self { start_response, left }
+        }
+
+        async fn next(&mut self) -> Option<Result<Bytes, Error>> {
+            tokio::task::yield_now().await;
+            if !self.start_response.head_sent()
+                && let Err(error) = self.start_response.start("200 OK", ())
+            {
+                return Some(Err(error));
+            }
+            self.left = self.left.checked_sub(1)?;
+            Some(Ok(self.left.to_string().into()))
+        }
+
+        async fn close(&mut self) {
+            tokio::task::yield_now().await;
+            CLOSED.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_class_starts_its_response_when_it_is_iterated_and_closes_in_its_own_time() {
+        let environ = |query: &str| Environ::new(Variables::from_iter([("QUERY_STRING", query)]));
+        let mut response = call(class::<Countdown>(), environ("3")).await.unwrap();
+        let Head { status, .. } = &response.head;
+        assert_eq!(status.code(), 200);
+        assert_eq!(response.body.read_to_end(9).await.unwrap(), "210");
+        assert_eq!(CLOSED.load(Ordering::SeqCst), 1);
+
+        // Closed in the middle of a step: the step is finished first.
+        let mut response = call(class::<Countdown>(), environ("3")).await.unwrap();
+        response.body.next().await.unwrap().unwrap();
+        assert!(futures_util::poll!(Box::pin(response.body.next())).is_pending());
+        response.body.close().await;
+        assert_eq!(CLOSED.load(Ordering::SeqCst), 2);
+    }
+}

@@ -11,11 +11,11 @@ use bytes::Bytes;
 
 use super::body::{Body, FileReader, Frame, Frames};
 use super::callable::Application;
-use super::environ::Environ;
+use super::environ::{Environ, Variables};
 use super::error::Error;
 use super::errors::Errors;
 use super::head::{Head, Headers, Status};
-use super::start_response::{Announcement, StartError};
+use super::start_response::{Announcement, StartError, StartResponse};
 use crate::protocol::cgi::allows_body;
 
 /// A response whose head is settled and whose body is still to be pulled.
@@ -27,70 +27,119 @@ pub struct Response {
     pub body: ResponseBody,
 }
 
+impl Response {
+    /// For middleware: names this head to the server further out, and gives this body back to be returned.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`StartResponse::start`].
+    pub fn pass_on(self, start_response: &StartResponse) -> Result<Body, Error> {
+        start_response.start(self.head.status, self.head.headers)?;
+        Ok(self.body.into())
+    }
+}
+
 /// Calls an application and waits until its head may be sent: with the first non-empty data, a flush, or the end.
 ///
 /// What the application does wrong before that is the error. A panic is one too. Where the length of the body is certain and the
 /// application named none, Content-Length is added (PEP 3333, "Handling the Content-Length Header"). Bodies that HTTP
 /// does not allow (HEAD, 204, 304) are closed without being iterated further.
 ///
-/// Dropping the future drops the application's, at whatever it awaits.
+/// Dropping the future drops the application's, at whatever it awaits; [`Call`] can be closed before.
 ///
 /// # Errors
 ///
-/// The application's own, and [`StartError::Never`].
+/// The application's own, and [`StartError::Never`]. The body has been closed then.
 pub async fn call<A: Application>(application: A, environ: Environ) -> Result<Response, Error> {
-    let announcement = Arc::new(Announcement::default());
-    let errors = environ.errors();
-    let is_head = environ.method() == b"HEAD";
-    let start_response = announcement.start_response();
-    let mut running = Running {
-        state: State::Calling(Box::pin(async move { application.call(environ, start_response).await })),
-        announcement,
-        held: None,
-    };
-    let first = match poll_fn(|cx| running.poll_first(cx)).await {
-        Ok(first) => first,
-        Err(error) => {
-            running.close().await;
-            return Err(error);
+    Call::new(application, environ).response().await
+}
+
+/// A call under way, for those who may have to give it up before it has a head: a client that leaves, a time limit.
+pub struct Call {
+    running: Running,
+    /// What was called, without its body: for the log. The response has it as soon as there is one.
+    request: Option<Environ>,
+    is_head: bool,
+}
+
+impl Call {
+    /// Prepares the call. Nothing happens before it is polled.
+    pub fn new<A: Application>(application: A, environ: Environ) -> Self {
+        let announcement = Arc::new(Announcement::default());
+        let request = Some(environ.without_input());
+        let is_head = environ.method() == b"HEAD";
+        let start_response = announcement.start_response();
+        let state = State::Calling(Box::pin(async move { application.call(environ, start_response).await }));
+        Self { running: Running { state, announcement, held: None }, request, is_head }
+    }
+
+    /// What [`call`] waits for. To be called to its end once; until the head is there, it may be dropped and called again.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`].
+    pub async fn response(&mut self) -> Result<Response, Error> {
+        let (mut head, first) = match self.head().await {
+            Ok(settled) => settled,
+            Err(error) => {
+                self.close().await;
+                return Err(error);
+            }
+        };
+        let bodiless = !allows_body(head.status.code(), if self.is_head { b"HEAD" } else { b"" });
+        // It was checked by `start_response`, so that it is no error here.
+        let declared = head.content_length().map_err(StartError::from)?;
+        if bodiless {
+            self.close().await;
+            if !self.is_head && head.status.code() != 304 {
+                // RFC 9110 8.6: not with 1xx and 204.
+                head.headers.remove("Content-Length");
+            }
+        } else if declared.is_none()
+            && let Some(len) = self.running.certain_len(first.as_ref())
+        {
+            head.headers.push("Content-Length", len.to_string());
         }
-    };
-    let mut head = running.announcement.send_head()?;
-    let bodiless = !allows_body(head.status.code(), if is_head { b"HEAD" } else { b"" });
-    let declared = head.content_length().map_err(StartError::from)?;
-    if declared.is_none()
-        && !bodiless
-        && let Some(len) = running.certain_len(first.as_ref())
-    {
-        head.headers.push("Content-Length", len.to_string());
+        let body = ResponseBody {
+            running: std::mem::replace(&mut self.running, Running::over()),
+            first: first.filter(|_| !bodiless),
+            file: None,
+            unsent: declared.filter(|_| !bodiless),
+            announced: declared,
+            request: self.request.take(),
+            over: bodiless,
+        };
+        Ok(Response { head, body })
     }
-    if bodiless && !is_head && head.headers.contains("Content-Length") && head.status.code() != 304 {
-        // RFC 9110 8.6: not with 1xx and 204.
-        head.headers.remove("Content-Length");
+
+    /// Gives the call up: what the application awaits is dropped, or its body closed if there is one already.
+    pub async fn close(&mut self) {
+        self.running.close().await;
     }
-    let mut body = ResponseBody {
-        running,
-        first,
-        file: None,
-        unsent: declared.filter(|_| !bodiless),
-        announced: declared,
-        errors,
-        over: false,
-    };
-    if bodiless {
-        body.close().await;
+
+    async fn head(&mut self) -> Result<(Head, Option<Frame>), Error> {
+        let first = poll_fn(|cx| self.running.poll_first(cx)).await?;
+        Ok((self.running.announcement.send_head()?, first))
     }
-    Ok(Response { head, body })
+}
+
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Call").field("is_head", &self.is_head).finish_non_exhaustive()
+    }
 }
 
 /// As [`call`], for gateways: an error becomes its page, and the log learns its causes with the request id.
 pub async fn answer<A: Application>(application: A, environ: Environ) -> Response {
-    let copy = environ.without_input();
-    match call(application, environ).await {
-        Ok(response) => response,
-        Err(error) => {
-            log_failure(&copy.errors(), copy.request_id(), "answered with an error page", &error);
-            error_page(error.status(), copy.request_id(), copy.method() == b"HEAD")
+    let mut call = Call::new(application, environ);
+    match (call.response().await, call.request) {
+        (Ok(response), _) => response,
+        (Err(error), request) => {
+            let request = request.unwrap_or_else(|| Environ::new(Variables::new()));
+            log_failure(&request.errors(), request.request_id(), "answered with an error page", &error);
+            let mut page = error_page(error.status(), request.request_id(), request.method() == b"HEAD");
+            page.body.request = Some(request);
+            page
         }
     }
 }
@@ -120,7 +169,8 @@ pub struct ResponseBody {
     /// What Content-Length still owes.
     unsent: Option<u64>,
     announced: Option<u64>,
-    errors: Errors,
+    /// Whose body it is, for the log.
+    request: Option<Environ>,
     over: bool,
 }
 
@@ -143,7 +193,15 @@ impl ResponseBody {
             None => ready!(self.running.poll_frame(cx)),
         };
         Poll::Ready(match frame {
-            Some(Ok(frame)) => self.count(frame).map(Ok),
+            Some(Ok(frame)) => match self.count(frame) {
+                Some(frame) => Some(Ok(frame)),
+                // All that Content-Length announced is sent: nothing more is asked of the application than to close.
+                None => {
+                    ready!(self.running.poll_close(cx));
+                    self.over = true;
+                    None
+                }
+            },
             Some(Err(error)) => {
                 self.over = true;
                 Some(Err(error))
@@ -214,6 +272,13 @@ impl ResponseBody {
         poll_fn(|cx| self.poll_close(cx)).await;
     }
 
+    /// For gateways that cut the response after an error: tells the request's log.
+    pub fn log_cut(&self, error: &Error) {
+        if let Some(request) = &self.request {
+            log_failure(&request.errors(), request.request_id(), "was cut", error);
+        }
+    }
+
     /// How many bytes are to come, where that is certain.
     pub fn exact_len(&self) -> Option<u64> {
         match (self.over, &self.file) {
@@ -238,18 +303,22 @@ impl ResponseBody {
         if len > *unsent {
             // PEP 3333: a server must not send more than Content-Length announced.
             let announced = self.announced.unwrap_or_default();
-            self.errors.line(format_args!(
-                "the application gave at least {} bytes more than its Content-Length of {announced}; they were not sent",
-                len - *unsent
-            ));
+            if let Some(request) = &self.request {
+                request.errors().line(format_args!(
+                    "request {} gave at least {} bytes more than its Content-Length of {announced}; they were not sent",
+                    request.request_id(),
+                    len - *unsent
+                ));
+            }
             match &mut frame {
                 // Shorter than the data, so it fits.
                 Frame::Data(data) => data.truncate(*unsent as usize),
                 Frame::File(range) => range.len = *unsent,
                 Frame::Flush | Frame::Trailers(_) => {}
             }
+            // "… and should stop iterating over the response when enough data has been sent."
+            self.running.end();
             if *unsent == 0 {
-                self.over = true;
                 return None;
             }
         }
@@ -267,7 +336,7 @@ impl From<Body> for ResponseBody {
             file: None,
             unsent: None,
             announced: None,
-            errors: Errors::default(),
+            request: None,
             over: false,
         }
     }
@@ -283,6 +352,10 @@ impl From<ResponseBody> for Body {
 impl Frames for ResponseBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Error>>> {
         Self::poll_frame(Pin::into_inner(self), cx)
+    }
+
+    fn exact_len(&self) -> Option<u64> {
+        Self::exact_len(self)
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -307,6 +380,8 @@ struct Running {
 enum State {
     Calling(Pin<Box<dyn Future<Output = Result<Body, Error>> + Send>>),
     Iterating(Body),
+    /// At its end and not asked for frames again, only closed.
+    Ended(Body),
     Over,
 }
 
@@ -338,6 +413,7 @@ impl Running {
                 Poll::Ready(Some(Ok(frame))) => self.held = Some(frame),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
                 Poll::Ready(None) => {
+                    self.end();
                     // The application may have written just before its end.
                     if let Some(written) = self.announcement.take_written() {
                         return Poll::Ready(Some(Ok(Frame::Data(written))));
@@ -358,14 +434,28 @@ impl Running {
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.announcement.close();
         self.held = None;
-        if let State::Iterating(body) = &mut self.state {
+        self.end();
+        if let State::Ended(body) = &mut self.state {
             // A close that panics has closed as far as it ever will.
             if let Ok(step) = catch_unwind(AssertUnwindSafe(|| body.poll_close(cx))) {
                 ready!(step);
             }
         }
-        self.state = State::Over;
+        let state = std::mem::replace(&mut self.state, State::Over);
+        // What the application does as it is dropped is its own too.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(state)));
         Poll::Ready(())
+    }
+
+    /// Asks the body for no more frames.
+    fn end(&mut self) {
+        if let State::Iterating(body) = &mut self.state {
+            self.state = State::Ended(std::mem::take(body));
+        }
+    }
+
+    fn over() -> Self {
+        Self { state: State::Over, announcement: Arc::default(), held: None }
     }
 
     async fn close(&mut self) {
@@ -377,7 +467,7 @@ impl Running {
         let rest = match &self.state {
             State::Calling(_) => return None,
             State::Iterating(body) => body.exact_len()?,
-            State::Over => 0,
+            State::Ended(_) | State::Over => 0,
         };
         match (first, &self.held) {
             (_, Some(_)) => None,
@@ -409,7 +499,148 @@ impl State {
         }
         match self {
             Self::Iterating(body) => body.poll_frame(cx),
-            Self::Calling(_) | Self::Over => Poll::Ready(None),
+            Self::Calling(_) | Self::Ended(_) | Self::Over => Poll::Ready(None),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::application::Variables;
+
+    /// Frames from a list, with a close that takes two polls. It tells what was done to it, and panics where PEP 3333's server
+    /// would break a rule.
+    struct Listed {
+        frames: VecDeque<Result<Frame, Error>>,
+        ended: bool,
+        closing: bool,
+        told: Arc<Mutex<Vec<&'static str>>>,
+    }
+
+    impl Frames for Listed {
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame, Error>>> {
+            assert!(!self.ended && !self.closing, "asked for a frame after the end");
+            let frame = self.frames.pop_front();
+            self.ended = !matches!(frame, Some(Ok(_)));
+            Poll::Ready(frame)
+        }
+
+        fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+            if !std::mem::replace(&mut self.closing, true) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            self.told.lock().unwrap().push("close");
+            Poll::Ready(())
+        }
+    }
+
+    impl Drop for Listed {
+        fn drop(&mut self) {
+            self.told.lock().unwrap().push("drop");
+        }
+    }
+
+    fn environ(method: &str) -> Environ {
+        Environ::new(Variables::from_iter([("REQUEST_METHOD", method)]))
+    }
+
+    type Told = Arc<Mutex<Vec<&'static str>>>;
+
+    fn app(length: Option<&'static str>, frames: Vec<Result<Frame, Error>>) -> (impl Application, Told) {
+        let told = Told::default();
+        let list = told.clone();
+        let frames = Mutex::new(VecDeque::from(frames));
+        let app = move |_: Environ, start_response: StartResponse| {
+            let headers = length.map(|length| ("Content-Length", length)).into_iter().collect::<Headers>();
+            let frames = std::mem::take(&mut *frames.lock().unwrap());
+            let body = Body::frames(Listed { frames, ended: false, closing: false, told: list.clone() });
+            async move {
+                start_response.start("200 OK", headers)?;
+                Ok(body)
+            }
+        };
+        (app, told)
+    }
+
+    fn data(text: &'static str) -> Result<Frame, Error> {
+        Ok(Frame::Data(text.into()))
+    }
+
+    #[tokio::test]
+    async fn a_close_that_takes_time_is_waited_for_and_nothing_asked_after_the_end() {
+        let (app, told) = app(None, vec![data("a"), data("b")]);
+        let mut response = call(app, environ("GET")).await.unwrap();
+        assert_eq!(response.body.read_to_end(9).await.unwrap(), "ab");
+        assert_eq!(*told.lock().unwrap(), ["close", "drop"]);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_too_long_is_cut_to_its_length_and_closed() {
+        let (app, told) = app(Some("3"), vec![data("ab"), data("cd"), data("ef"), data("gh")]);
+        let mut response = call(app, environ("GET")).await.unwrap();
+        assert_eq!(response.body.read_to_end(9).await.unwrap(), "abc");
+        assert_eq!(*told.lock().unwrap(), ["close", "drop"]);
+    }
+
+    #[tokio::test]
+    async fn a_body_without_a_head_is_closed_before_the_error_is_given() {
+        let told = Told::default();
+        let list = told.clone();
+        let app = move |_: Environ, _: StartResponse| {
+            let frames = VecDeque::from([data("a")]);
+            std::future::ready(Ok(Body::frames(Listed { frames, ended: false, closing: false, told: list.clone() })))
+        };
+        let error = call(app, environ("GET")).await.unwrap_err();
+        assert!(matches!(error.downcast_ref(), Some(StartError::Never)), "{error}");
+        assert_eq!(*told.lock().unwrap(), ["close", "drop"]);
+    }
+
+    #[tokio::test]
+    async fn a_body_for_head_is_closed_without_being_sent() {
+        let (app, told) = app(Some("2"), vec![data("ab")]);
+        let mut response = call(app, environ("HEAD")).await.unwrap();
+        assert_eq!(*told.lock().unwrap(), ["close", "drop"]);
+        assert_eq!(response.head.headers.get("Content-Length"), Some(&b"2"[..]));
+        assert!(response.body.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_given_up_closes_the_body_it_has() {
+        struct Stalls(Told);
+        impl Frames for Stalls {
+            fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame, Error>>> {
+                Poll::Pending
+            }
+            fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+                self.0.lock().unwrap().push("close");
+                Poll::Ready(())
+            }
+        }
+        let told = Told::default();
+        let list = told.clone();
+        let app = move |_: Environ, _: StartResponse| std::future::ready(Ok(Body::frames(Stalls(list.clone()))));
+        let mut call = Call::new(app, environ("GET"));
+        assert!(futures_util::poll!(Box::pin(call.response())).is_pending());
+        call.close().await;
+        assert_eq!(*told.lock().unwrap(), ["close"]);
+    }
+
+    #[tokio::test]
+    async fn a_response_passed_on_keeps_its_head_and_its_body() {
+        let (app, told) = app(None, vec![data("a"), Ok(Frame::Flush), data("b")]);
+        let app = Arc::new(app);
+        let around = move |environ: Environ, start_response: StartResponse| {
+            let app = app.clone();
+            async move { call(app, environ).await?.pass_on(&start_response) }
+        };
+        let mut response = call(around, environ("GET")).await.unwrap();
+        assert_eq!(response.head.status.code(), 200);
+        assert_eq!(response.body.read_to_end(9).await.unwrap(), "ab");
+        assert_eq!(*told.lock().unwrap(), ["close", "drop"]);
     }
 }

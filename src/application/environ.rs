@@ -194,6 +194,23 @@ impl Environ {
                 }
             }
         }
+        self.push_path_and_query(&mut url);
+        url
+    }
+
+    /// What stood in the request line: REQUEST_URI where the server says it, else the path, encoded again, and the query.
+    pub fn target(&self) -> Cow<'_, [u8]> {
+        match self.get("REQUEST_URI").filter(|target| !target.is_empty()) {
+            Some(target) => target.into(),
+            None => {
+                let mut target = String::new();
+                self.push_path_and_query(&mut target);
+                target.into_bytes().into()
+            }
+        }
+    }
+
+    fn push_path_and_query(&self, url: &mut String) {
         for part in [self.script_name(), self.path_info()] {
             url.extend(percent_encoding::percent_encode(part, PATH));
         }
@@ -201,7 +218,6 @@ impl Environ {
             url.push('?');
             url.push_str(&String::from_utf8_lossy(self.query_string()));
         }
-        url
     }
 
     /// All variables.
@@ -375,6 +391,17 @@ impl Environ {
     pub fn with_request(mut self, role: Role, number: u32, cancellation: Cancellation) -> Self {
         (self.role, self.number, self.request) = (role, number, cancellation.into());
         self
+    }
+
+    /// The same request with a [`Cancellation`] of its own, for middleware that gives an application up: it is cancelled with the
+    /// request, and alone by whoever holds what comes back with it.
+    #[must_use]
+    pub fn with_own_cancellation(mut self) -> (Self, Cancellation) {
+        // The id is chosen now, so that both speak of the request by one name.
+        self.request_id();
+        let cancellation = self.request().child();
+        self.request = cancellation.clone().into();
+        (self, cancellation)
     }
 
     fn request(&self) -> &Cancellation {
@@ -581,6 +608,8 @@ struct CancellationInner {
     token: OnceLock<CancellationToken>,
     /// The request's id, here so that all copies of its environ share one; see [`Environ::request_id`].
     id: OnceLock<Box<str>>,
+    /// Its cancellation is one of this, too.
+    parent: Option<Cancellation>,
 }
 
 impl Cancellation {
@@ -595,11 +624,22 @@ impl Cancellation {
 
     /// The token that it cancels.
     pub fn token(&self) -> CancellationToken {
-        let token = self.inner.token.get_or_init(CancellationToken::new);
+        let token = self.inner.token.get_or_init(|| match &self.inner.parent {
+            Some(parent) => parent.token().child_token(),
+            None => CancellationToken::new(),
+        });
         if self.inner.cancelled.load(Ordering::SeqCst) {
             token.cancel();
         }
         token.clone()
+    }
+
+    /// One that is cancelled with this one, and may be cancelled alone.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        let inner =
+            CancellationInner { id: self.inner.id.clone(), parent: Some(self.clone()), ..CancellationInner::default() };
+        Self { inner: Arc::new(inner) }
     }
 }
 
@@ -689,6 +729,36 @@ mod tests {
         let late = Cancellation::default();
         late.cancel();
         assert!(late.token().is_cancelled());
+    }
+
+    #[test]
+    fn a_child_is_cancelled_with_its_parent_and_alone() {
+        let parent = Cancellation::default();
+        let (first, second) = (parent.child(), parent.child());
+        first.cancel();
+        assert!(first.token().is_cancelled() && !second.token().is_cancelled() && !parent.token().is_cancelled());
+        parent.cancel();
+        assert!(second.token().is_cancelled() && parent.child().token().is_cancelled());
+    }
+
+    #[test]
+    fn a_request_with_a_cancellation_of_its_own_keeps_its_name_and_role() {
+        let environ = environ(&[]).with_request(Role::Authorizer, 7, Cancellation::default());
+        let copy = environ.without_input();
+        let (inner, cancellation) = copy.with_own_cancellation();
+        assert_eq!(inner.request_id(), environ.request_id());
+        assert_eq!((inner.role(), inner.request_number()), (Role::Authorizer, 7));
+        cancellation.cancel();
+        assert!(inner.cancellation().is_cancelled() && !environ.cancellation().is_cancelled());
+    }
+
+    #[test]
+    fn the_target_is_the_request_uri_or_the_path_encoded_again() {
+        assert_eq!(&*environ(&[("REQUEST_URI", "/a%2Fb?c"), ("PATH_INFO", "/a/b")]).target(), b"/a%2Fb?c");
+        assert_eq!(
+            &*environ(&[("SCRIPT_NAME", "/s"), ("PATH_INFO", "/a b"), ("QUERY_STRING", "q")]).target(),
+            b"/s/a%20b?q"
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io::{self, BufRead, Read};
 use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -16,7 +17,8 @@ use tokio::io::{AsyncRead, ReadBuf};
 /// reading functions are cancel-safe: what was received and not handed out is there for the next call.
 #[derive(Default)]
 pub struct Input {
-    source: Option<Box<dyn Source>>,
+    /// The mutex is never locked: it lets a `&Environ` be held across an await, whatever the source.
+    source: Option<Mutex<Box<dyn Source>>>,
     /// Received, and not handed out yet.
     ready: Bytes,
     /// How many bytes the source still owes; unknown for a body without a length.
@@ -92,7 +94,7 @@ impl Input {
     /// A body that a gateway brings piece by piece. With a length it ends there (PEP 3333: the server simulates the end of file),
     /// and ending before is an error; without one it ends when the source does.
     pub fn from_source(source: impl Source + 'static, length: Option<u64>) -> Self {
-        Self { source: Some(Box::new(source)), remaining: length, ..Self::default() }
+        Self { source: Some(Mutex::new(Box::new(source))), remaining: length, ..Self::default() }
     }
 
     /// The next piece as it came, of any size; `None` at the end. The form that copies nothing.
@@ -210,6 +212,7 @@ impl Input {
                 self.source = None;
                 continue;
             }
+            let source = source.get_mut().unwrap_or_else(PoisonError::into_inner);
             match ready!(source.poll_chunk(cx)) {
                 Some(Ok(mut chunk)) => {
                     if let Some(remaining) = &mut self.remaining {

@@ -28,4 +28,4 @@ pub use errors::{Errors, Log};
 pub(crate) use head::is_hop_by_hop;
 pub use head::{Head, HeadError, Headers, Status};
 pub use input::{BlockingInput, Input, InputError, Lines, Source};
-pub use start_response::{StartError, StartResponse, Write, WriteError};
+pub use start_response::{Event, StartError, StartResponse, Write, WriteError};

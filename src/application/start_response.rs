@@ -21,10 +21,42 @@ pub struct StartResponse {
     hooks: Option<Arc<Hook>>,
 }
 
-/// What middleware does with the head, and what the middleware around it does then.
+/// What middleware does with the head or with what happens to it, and what the middleware around it does then.
 struct Hook {
-    change: Box<dyn Fn(&mut Head) -> Result<(), Error> + Send + Sync>,
+    action: Action,
     outer: Option<Arc<Hook>>,
+}
+
+enum Action {
+    Change(Box<dyn Fn(&mut Head) -> Result<(), Error> + Send + Sync>),
+    Observe(Box<dyn Fn(Event<'_>) -> Result<(), Error> + Send + Sync>),
+}
+
+/// What an application does with its `start_response` and `write`, for middleware that watches it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A head was given that can be sent, as the application gave it.
+    Head {
+        /// The head.
+        head: &'a Head,
+        /// Whether it came with an error, to replace another head.
+        exc_info: bool,
+    },
+    /// The call failed; the application has been told why.
+    Refused {
+        /// Why, save where it is the application's own `exc_info` that came back.
+        error: &'a Error,
+        /// Whether the call came with an error.
+        exc_info: bool,
+    },
+    /// A call of `write` with data has returned.
+    Write {
+        /// How many bytes it was given.
+        len: usize,
+        /// Whether they were refused because the response is over.
+        refused: bool,
+    },
 }
 
 impl StartResponse {
@@ -38,14 +70,21 @@ impl StartResponse {
     where
         S: TryInto<Status, Error: Into<HeadError>>,
     {
-        let head = self.finish_head(status, headers.into())?;
-        let mut state = self.announcement.state();
-        if state.head.is_some() || state.head_sent {
+        let set = self.try_start(status, headers.into());
+        self.announced(set, false)
+    }
+
+    fn try_start<S>(&self, status: S, headers: Headers) -> Result<(), Error>
+    where
+        S: TryInto<Status, Error: Into<HeadError>>,
+    {
+        // PEP 3333: a first call that failed counts as a call.
+        if std::mem::replace(&mut self.announcement.state().called, true) {
             return Err(StartError::Again.into());
         }
-        state.head = Some(head);
-        drop(state);
-        Ok(Write { announcement: self.announcement.clone() })
+        let head = self.finish_head(status, headers, false)?;
+        self.announcement.state().head = Some(head);
+        Ok(())
     }
 
     /// The call with `exc_info`: an error replaces the head that was set, as long as it has not been sent.
@@ -58,7 +97,23 @@ impl StartResponse {
     where
         S: TryInto<Status, Error: Into<HeadError>>,
     {
-        let head = self.finish_head(status, headers.into())?;
+        let set = self.try_restart(status, headers.into(), exc_info);
+        self.announced(set, true)
+    }
+
+    fn try_restart<S>(&self, status: S, headers: Headers, exc_info: Error) -> Result<(), Error>
+    where
+        S: TryInto<Status, Error: Into<HeadError>>,
+    {
+        let head_sent = {
+            let mut state = self.announcement.state();
+            state.called = true;
+            state.head_sent
+        };
+        if head_sent {
+            return Err(exc_info);
+        }
+        let head = self.finish_head(status, headers, true)?;
         let mut state = self.announcement.state();
         if state.head_sent {
             return Err(exc_info);
@@ -66,18 +121,37 @@ impl StartResponse {
         state.head = Some(head);
         // What was written for the head that is replaced was not sent either.
         state.written = None;
-        drop(state);
-        Ok(Write { announcement: self.announcement.clone() })
+        if let Some(writer) = state.writer.take() {
+            writer.wake();
+        }
+        Ok(())
+    }
+
+    fn announced(&self, set: Result<(), Error>, exc_info: bool) -> Result<Write, Error> {
+        if let Err(error) = set {
+            // The call has failed already: what the observer makes of it can't make it fail again.
+            let _ = observe(self.hooks.as_ref(), || Event::Refused { error: &error, exc_info });
+            return Err(error);
+        }
+        Ok(Write { announcement: self.announcement.clone(), hooks: self.hooks.clone() })
     }
 
     /// The same, with `change` applied to every head before the middleware further out sees it. What it refuses is the
     /// error of the call.
     #[must_use]
     pub fn wrap(self, change: impl Fn(&mut Head) -> Result<(), Error> + Send + Sync + 'static) -> Self {
-        Self {
-            announcement: self.announcement,
-            hooks: Some(Arc::new(Hook { change: Box::new(change), outer: self.hooks })),
-        }
+        self.hook(Action::Change(Box::new(change)))
+    }
+
+    /// The same, with `observer` told of all that is done with it and with its `write`. An [`Event::Head`] that the observer
+    /// refuses is the error of the call; what it makes of other events changes nothing.
+    #[must_use]
+    pub fn observe(self, observer: impl Fn(Event<'_>) -> Result<(), Error> + Send + Sync + 'static) -> Self {
+        self.hook(Action::Observe(Box::new(observer)))
+    }
+
+    fn hook(self, action: Action) -> Self {
+        Self { announcement: self.announcement, hooks: Some(Arc::new(Hook { action, outer: self.hooks })) }
     }
 
     /// Whether the head has been sent, so that it can't be replaced any more.
@@ -85,20 +159,43 @@ impl StartResponse {
         self.announcement.state().head_sent
     }
 
-    fn finish_head<S>(&self, status: S, headers: Headers) -> Result<Head, Error>
+    /// From now on the head can't be replaced: data has been handed over to where the server picks it up.
+    pub(super) fn commit(&self) {
+        self.announcement.state().commit();
+    }
+
+    fn finish_head<S>(&self, status: S, headers: Headers, exc_info: bool) -> Result<Head, Error>
     where
         S: TryInto<Status, Error: Into<HeadError>>,
     {
         let status = status.try_into().map_err(|error| StartError::Head(error.into()))?;
         let mut head = Head { status, headers };
         let mut hook = self.hooks.as_ref();
+        if hook.is_some() {
+            // What the application itself did wrong is not to reach the middleware.
+            head.check().map_err(StartError::Head)?;
+        }
         while let Some(next) = hook {
-            (next.change)(&mut head)?;
+            match &next.action {
+                Action::Change(change) => change(&mut head)?,
+                Action::Observe(observer) => observer(Event::Head { head: &head, exc_info })?,
+            }
             hook = next.outer.as_ref();
         }
         head.check().map_err(StartError::Head)?;
         Ok(head)
     }
+}
+
+/// Tells all observers of that chain.
+fn observe<'a>(mut hook: Option<&Arc<Hook>>, event: impl Fn() -> Event<'a>) -> Result<(), Error> {
+    while let Some(next) = hook {
+        if let Action::Observe(observer) = &next.action {
+            observer(event())?;
+        }
+        hook = next.outer.as_ref();
+    }
+    Ok(())
 }
 
 impl fmt::Debug for StartResponse {
@@ -128,6 +225,7 @@ pub enum StartError {
 #[derive(Clone)]
 pub struct Write {
     announcement: Arc<Announcement>,
+    hooks: Option<Arc<Hook>>,
 }
 
 /// The response was ended or given up by the server: nobody will take what is written.
@@ -143,10 +241,8 @@ impl Write {
     /// When the response is over. Cancel-safe: a cancelled call has handed over nothing.
     pub async fn write(&mut self, data: impl Into<Bytes>) -> Result<(), WriteError> {
         let mut data = Some(data.into()).filter(|data| !data.is_empty());
-        poll_fn(|cx| {
-            if data.is_none() {
-                return Poll::Ready(Ok(()));
-            }
+        let Some(len) = data.as_ref().map(Bytes::len) else { return Ok(()) };
+        let handed_over = poll_fn(|cx| {
             let mut state = self.announcement.state();
             if state.over {
                 return Poll::Ready(Err(WriteError));
@@ -163,7 +259,9 @@ impl Write {
             }
             Poll::Ready(Ok(()))
         })
-        .await
+        .await;
+        let _ = observe(self.hooks.as_ref(), || Event::Write { len, refused: handed_over.is_err() });
+        handed_over
     }
 
     /// The same for code that blocks. Only for threads that may block, such as those of [`blocking`](super::blocking()).
@@ -192,12 +290,21 @@ pub(super) struct Announcement {
 
 #[derive(Default)]
 struct State {
+    /// `start_response` was called, with or without success.
+    called: bool,
     head: Option<Head>,
     head_sent: bool,
     written: Option<Bytes>,
     over: bool,
     writer: Option<Waker>,
     driver: Option<Waker>,
+}
+
+impl State {
+    /// With the first data on its way the head is as good as sent.
+    fn commit(&mut self) {
+        self.head_sent |= self.head.is_some();
+    }
 }
 
 impl Announcement {
@@ -223,6 +330,9 @@ impl Announcement {
         }
         let mut state = self.state();
         let written = state.written.take();
+        if written.is_some() {
+            state.commit();
+        }
         if let Some(writer) = state.writer.take() {
             writer.wake();
         }
@@ -250,5 +360,110 @@ impl Announcement {
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing can panic while it is held, save for a broken waker: what it guards is whole either way.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn started() -> (Arc<Announcement>, StartResponse) {
+        let announcement = Arc::new(Announcement::default());
+        let start_response = announcement.start_response();
+        (announcement, start_response)
+    }
+
+    #[test]
+    fn a_second_call_is_refused_even_after_a_first_that_failed() {
+        let (_, start_response) = started();
+        start_response.start("nonsense", ()).unwrap_err();
+        let error = start_response.start("200 OK", ()).unwrap_err();
+        assert!(matches!(error.downcast_ref(), Some(StartError::Again)), "{error}");
+        start_response.restart("500 Oops", (), Error::new("why")).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_head_whose_first_data_was_picked_up_is_not_replaced() {
+        let (announcement, start_response) = started();
+        start_response.start("200 OK", ()).unwrap().write("data").await.unwrap();
+        assert_eq!(announcement.take_written().unwrap(), "data");
+        let error = start_response.restart("500 Oops", (), Error::new("why")).unwrap_err();
+        assert_eq!(error.to_string(), "why");
+    }
+
+    #[tokio::test]
+    async fn a_restart_drops_what_was_written_and_wakes_who_waits_to_write() {
+        let (announcement, start_response) = started();
+        let mut write = start_response.start("200 OK", ()).unwrap();
+        write.write("old").await.unwrap();
+        let mut second = Box::pin(write.write("new"));
+        assert!(futures_util::poll!(&mut second).is_pending());
+        start_response.restart("500 Oops", (), Error::new("why")).unwrap();
+        second.await.unwrap();
+        assert_eq!(announcement.take_written().unwrap(), "new");
+        assert_eq!(announcement.send_head().unwrap().status.code(), 500);
+    }
+
+    #[test]
+    fn wrappers_see_the_head_from_the_inside_out() {
+        let (announcement, start_response) = started();
+        let outer = start_response.wrap(|head| {
+            let seen = head.headers.get("X-Inner").is_some();
+            head.headers.push("X-Outer", if seen { "saw the inner one" } else { "saw nothing" });
+            Ok(())
+        });
+        let inner = outer.wrap(|head| {
+            head.headers.push("X-Inner", "1");
+            Ok(())
+        });
+        inner.start("200 OK", ()).unwrap();
+        assert_eq!(announcement.send_head().unwrap().headers.get("X-Outer"), Some(&b"saw the inner one"[..]));
+    }
+
+    #[test]
+    fn what_a_wrapper_makes_of_a_head_is_checked_too() {
+        let (_, start_response) = started();
+        let wrapped = start_response.wrap(|head| {
+            head.headers.push("Connection", "close");
+            Ok(())
+        });
+        assert!(wrapped.start("200 OK", ()).is_err());
+    }
+
+    #[tokio::test]
+    async fn an_observer_is_told_of_heads_refusals_and_writes() {
+        let (announcement, start_response) = started();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let list = told.clone();
+        let observed = start_response.observe(move |event| {
+            list.lock().unwrap().push(format!("{event:?}"));
+            Ok(())
+        });
+        let mut write = observed.start("200 OK", ()).unwrap();
+        write.write("four").await.unwrap();
+        observed.start("200 OK", ()).unwrap_err();
+        announcement.close();
+        write.write("late").await.unwrap_err();
+        let told = told.lock().unwrap();
+        assert!(told[0].starts_with("Head {"), "{told:?}");
+        assert_eq!(told[1], "Write { len: 4, refused: false }");
+        assert!(told[2].starts_with("Refused {"), "{told:?}");
+        assert_eq!(told[3], "Write { len: 4, refused: true }");
+    }
+
+    #[test]
+    fn the_blocking_face_of_write_waits_for_room() {
+        let (announcement, start_response) = started();
+        let mut write = start_response.start("200 OK", ()).unwrap();
+        let writer = std::thread::spawn(move || (0..100).try_for_each(|n| write.write_blocking(n.to_string())));
+        let mut taken = String::new();
+        while !taken.ends_with("99") {
+            match announcement.take_written() {
+                Some(written) => taken.push_str(std::str::from_utf8(&written).unwrap()),
+                None => std::thread::yield_now(),
+            }
+        }
+        writer.join().unwrap().unwrap();
+        assert_eq!(taken, (0..100).map(|n| n.to_string()).collect::<String>());
     }
 }

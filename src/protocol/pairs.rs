@@ -65,6 +65,11 @@ impl Pairs {
         });
     }
 
+    /// The buffer given to [`Pairs::over`].
+    pub(super) fn wire(&self) -> &[u8] {
+        &self.wire
+    }
+
     /// Adds a pair at the end, copying both.
     ///
     /// # Panics

@@ -607,3 +607,395 @@ fn put_end(output: &mut Output, id: RequestId, application_status: u32, protocol
     let body = EndRequest { application_status, protocol_status };
     output.put_record(RecordType::EndRequest, id, &body.encode());
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Buf;
+
+    use super::super::put_record;
+    use super::*;
+
+    const ONE: RequestId = RequestId(1);
+    const TWO: RequestId = RequestId(2);
+    const RESPONDER: &[u8] = &[0, 1, 1, 0, 0, 0, 0, 0];
+
+    /// An end that has received these records.
+    fn received(settings: Settings, records: &[(RecordType, RequestId, &[u8])]) -> ApplicationEnd {
+        let mut end = ApplicationEnd::new(settings);
+        receive(&mut end, records);
+        end
+    }
+
+    fn receive(end: &mut ApplicationEnd, records: &[(RecordType, RequestId, &[u8])]) {
+        for (record_type, id, content) in records {
+            put_record(*record_type, *id, content, 3, end.receive_buffer());
+        }
+    }
+
+    fn events(end: &mut ApplicationEnd) -> Vec<Event> {
+        std::iter::from_fn(|| end.next_event().unwrap()).collect()
+    }
+
+    fn request(role: Role) -> Event {
+        Event::Request { id: ONE, role, keep_connection: true, params: [("N", "v")].into_iter().collect() }
+    }
+
+    /// The types and ids of all the records in the output.
+    fn sent(end: &mut ApplicationEnd) -> Vec<(RecordType, RequestId)> {
+        let output = end.output();
+        let mut bytes = output.copy_to_bytes(output.len());
+        let mut records = Vec::new();
+        while let Some(header) = Header::decode(&bytes).unwrap() {
+            bytes.advance(8 + usize::from(header.content_len) + usize::from(header.padding_len));
+            records.push((header.record_type, header.request_id));
+        }
+        assert!(bytes.is_empty());
+        records
+    }
+
+    #[test]
+    fn a_filter_gets_stdin_then_data() {
+        let settings = Settings { roles: Roles::ALL, ..Settings::default() };
+        let mut end = received(
+            settings,
+            &[
+                (RecordType::BeginRequest, ONE, &[0, 3, 1, 0, 0, 0, 0, 0]),
+                (RecordType::Params, ONE, b"\x01\x01Nv"),
+                (RecordType::Params, ONE, b""),
+                (RecordType::Stdin, ONE, b"body"),
+                (RecordType::Stdin, ONE, b""),
+                (RecordType::Data, ONE, b"file"),
+                (RecordType::Data, ONE, b""),
+                (RecordType::Data, ONE, b""),
+            ],
+        );
+        let expected = [
+            request(Role::Filter),
+            Event::Stdin { id: ONE, data: Bytes::from_static(b"body") },
+            Event::StdinEnd { id: ONE },
+            Event::Data { id: ONE, data: Bytes::from_static(b"file") },
+            Event::DataEnd { id: ONE },
+        ];
+        assert_eq!(events(&mut end), expected);
+    }
+
+    #[test]
+    fn an_authorizer_needs_no_stdin() {
+        let settings = Settings { roles: Roles::ALL, ..Settings::default() };
+        let mut end = received(
+            settings,
+            &[
+                (RecordType::BeginRequest, ONE, &[0, 2, 1, 0, 0, 0, 0, 0]),
+                (RecordType::Params, ONE, b"\x01\x01Nv"),
+                (RecordType::Params, ONE, b""),
+                (RecordType::Stdin, ONE, b"all the same"),
+            ],
+        );
+        let ignored = Event::Ignored { id: ONE, record_type: RecordType::Stdin, len: 12 };
+        assert_eq!(events(&mut end), [request(Role::Authorizer), Event::StdinEnd { id: ONE }, ignored]);
+    }
+
+    #[test]
+    fn params_and_stdin_may_be_ended_twice() {
+        let mut end = received(
+            Settings::default(),
+            &[
+                (RecordType::BeginRequest, ONE, RESPONDER),
+                (RecordType::Params, ONE, b"\x01\x01Nv"),
+                (RecordType::Params, ONE, b""),
+                (RecordType::Params, ONE, b""),
+                (RecordType::Stdin, ONE, b""),
+                (RecordType::Stdin, ONE, b""),
+            ],
+        );
+        assert_eq!(events(&mut end), [request(Role::Responder), Event::StdinEnd { id: ONE }]);
+    }
+
+    #[test]
+    fn content_after_the_end_of_a_stream_is_an_error() {
+        for (record_type, len) in [(RecordType::Params, 1), (RecordType::Stdin, 2)] {
+            let mut end = received(
+                Settings::default(),
+                &[
+                    (RecordType::BeginRequest, ONE, RESPONDER),
+                    (RecordType::Params, ONE, b""),
+                    (RecordType::Stdin, ONE, b""),
+                    (record_type, ONE, &b"xx"[..len]),
+                ],
+            );
+            assert!(matches!(end.next_event(), Ok(Some(Event::Request { .. }))));
+            assert!(matches!(end.next_event(), Ok(Some(Event::StdinEnd { .. }))));
+            let error = Err(ProtocolError::StreamEnded { id: ONE, record_type, len: len as u16 });
+            assert_eq!(end.next_event(), error);
+            end.receive(&[0; 100]);
+            assert_eq!(end.next_event(), error, "an error is given again");
+        }
+    }
+
+    #[test]
+    fn streams_out_of_order_are_an_error() {
+        let filter = &[0, 3, 1, 0, 0, 0, 0, 0];
+        let params_open = &[(RecordType::BeginRequest, ONE, &filter[..])][..];
+        let stdin_open = &[(RecordType::BeginRequest, ONE, &filter[..]), (RecordType::Params, ONE, b"")][..];
+        let table = [
+            (params_open, RecordType::Stdin, RecordType::Params),
+            (params_open, RecordType::Data, RecordType::Params),
+            (stdin_open, RecordType::Data, RecordType::Stdin),
+        ];
+        for (records, record_type, expected) in table {
+            let mut end = received(Settings { roles: Roles::ALL, ..Settings::default() }, records);
+            events(&mut end);
+            receive(&mut end, &[(record_type, ONE, b"x")]);
+            assert_eq!(end.next_event(), Err(ProtocolError::OutOfOrder { id: ONE, record_type, expected }));
+        }
+    }
+
+    #[test]
+    fn begin_request_needs_a_free_id_and_eight_bytes() {
+        let begin = (RecordType::BeginRequest, ONE, RESPONDER);
+        let mut end = received(Settings::default(), &[begin, begin]);
+        assert_eq!(end.next_event(), Err(ProtocolError::ActiveRequestId(ONE)));
+
+        let mut end = received(Settings::default(), &[(RecordType::BeginRequest, RequestId::NULL, RESPONDER)]);
+        assert_eq!(end.next_event(), Err(ProtocolError::NullRequestId(RecordType::BeginRequest)));
+
+        for len in [0, 1, 7] {
+            let mut end = received(Settings::default(), &[(RecordType::BeginRequest, ONE, &RESPONDER[..len])]);
+            let error = BodyError { record_type: RecordType::BeginRequest, len };
+            assert_eq!(end.next_event(), Err(error.into()));
+        }
+    }
+
+    #[test]
+    fn a_role_that_is_not_accepted_is_answered_at_once() {
+        for (body, role) in
+            [([0, 2, 1, 0, 0, 0, 0, 0], Role::Authorizer), ([9, 9, 1, 0, 0, 0, 0, 0], Role::Unknown(0x0909))]
+        {
+            let records = [(RecordType::BeginRequest, ONE, &body[..]), (RecordType::Params, ONE, b"")];
+            let mut end = received(Settings::default(), &records);
+            let ignored = Event::Ignored { id: ONE, record_type: RecordType::Params, len: 0 };
+            assert_eq!(events(&mut end), [Event::UnknownRole { id: ONE, role }, ignored]);
+            assert_eq!(end.output().chunk(), b"\x01\x03\0\x01\0\x08\0\0\0\0\0\0\x03\0\0\0");
+            assert_eq!(end.active_requests(), 0);
+            assert!(end.keeps_connection());
+        }
+    }
+
+    #[test]
+    fn an_abort_gets_exactly_one_end_request() {
+        let abort = (RecordType::AbortRequest, ONE, &b""[..]);
+        let ignored = |record_type, len| Event::Ignored { id: ONE, record_type, len };
+        let mut end = received(
+            Settings::default(),
+            &[
+                (RecordType::BeginRequest, ONE, RESPONDER),
+                (RecordType::Params, ONE, b"\x01\x01Nv"),
+                (RecordType::Params, ONE, b""),
+                abort,
+                (RecordType::Stdin, ONE, b"late"),
+                abort,
+            ],
+        );
+        let expected = [
+            request(Role::Responder),
+            Event::Abort { id: ONE },
+            ignored(RecordType::Stdin, 4),
+            ignored(RecordType::AbortRequest, 0),
+        ];
+        assert_eq!(events(&mut end), expected);
+        assert!(end.output().is_empty());
+        end.end_request(ONE, 0, ProtocolStatus::RequestComplete);
+        end.end_request(ONE, 0, ProtocolStatus::RequestComplete);
+        receive(&mut end, &[abort]);
+        assert_eq!(events(&mut end), [ignored(RecordType::AbortRequest, 0)]);
+        assert_eq!(sent(&mut end), [(RecordType::Stdout, ONE), (RecordType::EndRequest, ONE)]);
+    }
+
+    #[test]
+    fn an_abort_before_the_params_have_ended_is_answered_without_an_event() {
+        let mut end = received(
+            Settings::default(),
+            &[(RecordType::BeginRequest, ONE, RESPONDER), (RecordType::AbortRequest, ONE, b"")],
+        );
+        assert_eq!(events(&mut end), []);
+        end.end_request(ONE, 0, ProtocolStatus::RequestComplete);
+        assert_eq!(sent(&mut end), [(RecordType::EndRequest, ONE)]);
+        assert!(end.is_idle());
+    }
+
+    #[test]
+    fn params_over_the_limit_are_rejected_before_they_are_kept() {
+        let settings = Settings { max_params_len: 10, ..Settings::default() };
+        let mut end = received(
+            settings,
+            &[(RecordType::BeginRequest, ONE, RESPONDER), (RecordType::Params, ONE, b"\x04\x04namevalu")],
+        );
+        assert_eq!(events(&mut end), [], "exactly at the limit");
+        // Only the header of the next has come, and that is enough.
+        end.receive(&[1, 4, 0, 1, 0xff, 0xff, 0, 0]);
+        let error = RejectError::ParamsTooLong { len: 10 + 65_535, limit: 10 };
+        assert_eq!(events(&mut end), [Event::Rejected { id: ONE, keep_connection: true, error }]);
+        end.receive(&vec![b'x'; 65_535]);
+        receive(&mut end, &[(RecordType::Params, ONE, b""), (RecordType::Stdin, ONE, b"")]);
+        let ignored = |record_type| Event::Ignored { id: ONE, record_type, len: 0 };
+        assert_eq!(events(&mut end), [ignored(RecordType::Params), ignored(RecordType::Stdin)]);
+        assert_eq!(end.active_requests(), 1);
+        end.stdout_slice(ONE, b"Status: 431\r\n\r\n");
+        end.end_request(ONE, 1, ProtocolStatus::RequestComplete);
+        let expected = [(RecordType::Stdout, ONE), (RecordType::Stdout, ONE), (RecordType::EndRequest, ONE)];
+        assert_eq!(sent(&mut end), expected);
+        assert!(end.is_idle());
+    }
+
+    #[test]
+    fn params_that_are_not_pairs_or_too_many_are_rejected() {
+        let settings = Settings { max_params_count: 1, ..Settings::default() };
+        let table: [(&[u8], NameValueError); 2] = [
+            (b"\x04\x04name", NameValueError::CutPair { offset: 0, needed: 8, left: 4 }),
+            (b"\0\0\0\0", NameValueError::TooManyPairs { limit: 1 }),
+        ];
+        for (params, error) in table {
+            let records = [
+                (RecordType::BeginRequest, ONE, RESPONDER),
+                (RecordType::Params, ONE, params),
+                (RecordType::Params, ONE, b""),
+            ];
+            let mut end = received(settings.clone(), &records);
+            let error = RejectError::Params(error);
+            assert_eq!(events(&mut end), [Event::Rejected { id: ONE, keep_connection: true, error }]);
+        }
+    }
+
+    #[test]
+    fn requests_over_the_limit_are_rejected() {
+        let settings = Settings { max_requests: 1, ..Settings::default() };
+        let mut end = received(
+            settings,
+            &[
+                (RecordType::BeginRequest, ONE, RESPONDER),
+                (RecordType::BeginRequest, TWO, RESPONDER),
+                (RecordType::Params, TWO, b"xyz"),
+            ],
+        );
+        let error = RejectError::Overloaded { limit: 1 };
+        let ignored = Event::Ignored { id: TWO, record_type: RecordType::Params, len: 3 };
+        assert_eq!(events(&mut end), [Event::Rejected { id: TWO, keep_connection: true, error }, ignored]);
+        end.end_request(TWO, 0, ProtocolStatus::Overloaded);
+        assert_eq!(sent(&mut end), [(RecordType::Stdout, TWO), (RecordType::EndRequest, TWO)]);
+        assert_eq!(end.active_requests(), 1);
+    }
+
+    #[test]
+    fn after_a_cut_answer_no_request_is_accepted() {
+        let begin = |id| [(RecordType::BeginRequest, id, RESPONDER), (RecordType::Params, id, b"")];
+        let mut end = received(Settings::default(), &begin(ONE));
+        assert_eq!(events(&mut end).len(), 1);
+        end.stdout_slice(ONE, b"half");
+        end.forget_request(ONE);
+        end.stdout_slice(ONE, b"the rest");
+        end.end_request(ONE, 0, ProtocolStatus::RequestComplete);
+        assert_eq!(sent(&mut end), [(RecordType::Stdout, ONE)]);
+        assert!(!end.accepts_requests() && !end.keeps_connection());
+        receive(&mut end, &begin(TWO));
+        let ignored = |record_type, len| Event::Ignored { id: TWO, record_type, len };
+        assert_eq!(events(&mut end), [ignored(RecordType::BeginRequest, 8), ignored(RecordType::Params, 0)]);
+        assert_eq!(sent(&mut end), []);
+    }
+
+    #[test]
+    fn stderr_is_ended_when_it_was_used() {
+        let mut end = received(
+            Settings::default(),
+            &[(RecordType::BeginRequest, ONE, &[0, 1, 0, 0, 0, 0, 0, 0]), (RecordType::Params, ONE, b"")],
+        );
+        assert_eq!(events(&mut end).len(), 1);
+        end.stderr(ONE, b"");
+        end.stderr(ONE, b"oh");
+        end.stdout(ONE, Bytes::new());
+        end.end_request(ONE, 938, ProtocolStatus::RequestComplete);
+        let expected = [RecordType::Stderr, RecordType::Stderr, RecordType::Stdout, RecordType::EndRequest];
+        assert_eq!(sent(&mut end), expected.map(|record_type| (record_type, ONE)));
+        assert!(!end.keeps_connection());
+    }
+
+    #[test]
+    fn get_values_are_answered_with_what_is_known() {
+        let settings = Settings {
+            announced_connections: Some(2000),
+            announced_requests: None,
+            announces_multiplexing: true,
+            ..Settings::default()
+        };
+        let asked = b"\x0f\0FCGI_MPXS_CONNS\x0d\0FCGI_MAX_REQS\x05\0OTHER\x0e\0FCGI_MAX_CONNS";
+        let mut end = received(
+            settings,
+            &[(RecordType::GetValues, RequestId::NULL, asked), (RecordType::GetValues, RequestId::NULL, b"")],
+        );
+        assert_eq!(events(&mut end), []);
+        let expected =
+            b"\x01\x0a\0\0\0\x26\x02\0\x0e\x04FCGI_MAX_CONNS2000\x0f\x01FCGI_MPXS_CONNS1\0\0\x01\x0a\0\0\0\0\0\0";
+        assert_eq!(end.output().chunk(), expected);
+    }
+
+    #[test]
+    fn repeated_names_in_get_values_are_answered_once() {
+        let asked = b"\x0f\0FCGI_MPXS_CONNS".repeat(1000);
+        let mut end = received(Settings::default(), &[(RecordType::GetValues, RequestId::NULL, &asked)]);
+        assert_eq!(events(&mut end), []);
+        assert_eq!(end.output().chunk(), b"\x01\x0a\0\0\0\x12\x06\0\x0f\x01FCGI_MPXS_CONNS0\0\0\0\0\0\0");
+        assert!(end.is_idle());
+
+        let asked = b"\x0f\0FCGI_MPXS_CONNS".repeat(2000);
+        let mut end = received(Settings::default(), &[(RecordType::GetValues, RequestId::NULL, &asked)]);
+        let record_type = RecordType::GetValues;
+        let error = ProtocolError::ManagementTooLong { record_type, len: 34_000, limit: 32_768 };
+        assert_eq!(end.next_event(), Err(error));
+    }
+
+    #[test]
+    fn unknown_types_are_answered_only_without_an_id() {
+        let mut end = received(
+            Settings::default(),
+            &[
+                (RecordType::Unknown(200), RequestId::NULL, b"what?"),
+                (RecordType::Unknown(200), ONE, b"what?"),
+                (RecordType::GetValues, ONE, b""),
+                (RecordType::UnknownType, RequestId::NULL, b""),
+            ],
+        );
+        let ignored = |id, record_type, len| Event::Ignored { id, record_type, len };
+        let expected = [
+            ignored(ONE, RecordType::Unknown(200), 5),
+            ignored(ONE, RecordType::GetValues, 0),
+            ignored(RequestId::NULL, RecordType::UnknownType, 0),
+        ];
+        assert_eq!(events(&mut end), expected);
+        assert_eq!(end.output().chunk(), b"\x01\x0b\0\0\0\x08\0\0\xc8\0\0\0\0\0\0\0");
+    }
+
+    #[test]
+    fn part_of_a_record_of_stdin_is_given_out_as_it_comes() {
+        let mut end = received(
+            Settings::default(),
+            &[(RecordType::BeginRequest, ONE, RESPONDER), (RecordType::Params, ONE, b"")],
+        );
+        assert_eq!(events(&mut end).len(), 1);
+        end.receive(&[1, 5, 0, 1, 0xff, 0xff, 0, 0]);
+        assert_eq!(events(&mut end), []);
+        assert!(!end.is_idle());
+        end.receive(b"a");
+        assert_eq!(events(&mut end), [Event::Stdin { id: ONE, data: Bytes::from_static(b"a") }]);
+        end.receive(&[b'b'; 4096]);
+        let address = end.receive_buffer().as_ptr();
+        let Some(Event::Stdin { data, .. }) = end.next_event().unwrap() else { panic!("4,096 bytes are there") };
+        assert_eq!(data.as_ptr(), address, "what is long is not copied");
+        // The answer does not wait for the rest of it, which is then nobody's.
+        end.end_request(ONE, 0, ProtocolStatus::RequestComplete);
+        end.receive(b"c");
+        let ignored = Event::Ignored { id: ONE, record_type: RecordType::Stdin, len: 65_535 - 4097 };
+        assert_eq!(events(&mut end), [ignored]);
+        end.receive(&[b'd'; 65_535 - 4098]);
+        assert_eq!(events(&mut end), []);
+        assert!(end.is_idle());
+    }
+}

@@ -32,13 +32,8 @@ impl Header {
     pub fn decode(bytes: &[u8]) -> Result<Option<Self>, DecodeError> {
         match header(bytes) {
             // FastCGI 3.3: this is version 1 of the protocol, and a record of another may be of any shape.
-            Ok((_, (version, ..))) if version != VERSION => Err(DecodeError::Version(version)),
-            Ok((_, (_, record_type, request_id, content_len, padding_len, _reserved))) => Ok(Some(Self {
-                record_type: record_type.into(),
-                request_id: RequestId(request_id),
-                content_len,
-                padding_len,
-            })),
+            Ok((_, (version, _))) if version != VERSION => Err(DecodeError::Version(version)),
+            Ok((_, (_, header))) => Ok(Some(header)),
             // Numbers of a fixed width accept every byte, so what is wrong can only be that some are missing.
             Err(Err::Incomplete(_) | Err::Error(()) | Err::Failure(())) => Ok(None),
         }
@@ -52,9 +47,12 @@ impl Header {
     }
 }
 
-/// Version, type, request id, content length, padding length, reserved.
-fn header(bytes: &[u8]) -> IResult<&[u8], (u8, u8, u16, u16, u8, u8), ()> {
-    (be_u8, be_u8, be_u16, be_u16, be_u8, be_u8).parse(bytes)
+/// The version, and a header if that is the right one.
+fn header(bytes: &[u8]) -> IResult<&[u8], (u8, Header), ()> {
+    let (rest, (version, record_type, request_id, content_len, padding_len, _reserved)) =
+        (be_u8, be_u8, be_u16, be_u16, be_u8, be_u8).parse(bytes)?;
+    let (record_type, request_id) = (record_type.into(), RequestId(request_id));
+    Ok((rest, (version, Header { record_type, request_id, content_len, padding_len })))
 }
 
 /// Writes one whole record, its padding as zeros.

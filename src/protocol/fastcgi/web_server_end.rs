@@ -427,3 +427,195 @@ fn stream(
         None => Step::Wait,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Buf;
+
+    use super::super::put_record;
+    use super::*;
+
+    const ONE: RequestId = RequestId(1);
+    const TWO: RequestId = RequestId(2);
+
+    fn no_params() -> [(&'static [u8], &'static [u8]); 0] {
+        []
+    }
+
+    /// An end with this many requests, all of them sent.
+    fn begun(requests: u16) -> WebServerEnd {
+        let mut end = WebServerEnd::new(Settings { max_requests: requests, ..Settings::default() });
+        for id in 1..=requests {
+            assert_eq!(end.begin(Role::Responder, true, no_params()), Ok(RequestId(id)));
+        }
+        let len = end.output().len();
+        end.output().advance(len);
+        end
+    }
+
+    fn receive(end: &mut WebServerEnd, records: &[(RecordType, RequestId, &[u8])]) {
+        for (record_type, id, content) in records {
+            put_record(*record_type, *id, content, 5, end.receive_buffer());
+        }
+    }
+
+    fn events(end: &mut WebServerEnd) -> Vec<Event> {
+        std::iter::from_fn(|| end.next_event().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_request_is_these_bytes() {
+        let mut end = WebServerEnd::new(Settings::default());
+        let id = end.begin(Role::Responder, false, [(&b"SERVER_PORT"[..], &b"80"[..])]).unwrap();
+        end.stdin_slice(id, b"quantity=100&item=3047936");
+        end.stdin(id, Bytes::new());
+        end.end_stdin(id);
+        end.end_stdin(id);
+        end.stdin_slice(id, b"too late");
+        let expected = [
+            &b"\x01\x01\0\x01\0\x08\0\0\0\x01\0\0\0\0\0\0"[..],
+            b"\x01\x04\0\x01\0\x0f\x01\0\x0b\x02SERVER_PORT80\0\x01\x04\0\x01\0\0\0\0",
+            b"\x01\x05\0\x01\0\x19\x07\0quantity=100&item=3047936\0\0\0\0\0\0\0\x01\x05\0\x01\0\0\0\0",
+        ];
+        assert_eq!(end.output().chunk(), expected.concat());
+        assert!(!end.keeps_connection());
+    }
+
+    #[test]
+    fn the_lowest_free_id_is_taken() {
+        let mut end = begun(3);
+        let refused = Err(BeginError::TooManyRequests { limit: 3 });
+        assert_eq!(end.begin(Role::Responder, true, no_params()), refused);
+        receive(&mut end, &[(RecordType::EndRequest, TWO, &[0; 8]), (RecordType::EndRequest, ONE, &[0; 8])]);
+        assert_eq!(events(&mut end).len(), 2);
+        for id in [ONE, TWO] {
+            assert_eq!(end.begin(Role::Responder, true, no_params()), Ok(id));
+        }
+        assert_eq!(end.begin(Role::Responder, true, no_params()), refused);
+    }
+
+    #[test]
+    fn nothing_is_sent_for_a_request_that_cannot_begin() {
+        let mut end = WebServerEnd::new(Settings { max_requests: 2, max_params_len: 5, ..Settings::default() });
+        let error = EncodeError::TooLong { len: 6, limit: 5 };
+        let begun = end.begin(Role::Responder, true, [(&b"ab"[..], &b"cd"[..])]);
+        assert_eq!(begun, Err(BeginError::Params(error)));
+        assert!(end.output().is_empty() && end.is_idle());
+        end.begin(Role::Responder, false, no_params()).unwrap();
+        assert_eq!(end.begin(Role::Responder, true, no_params()), Err(BeginError::ConnectionEnds));
+    }
+
+    #[test]
+    fn an_answer_passes_with_what_good_front_ends_let_pass() {
+        let mut end = begun(1);
+        receive(
+            &mut end,
+            &[
+                (RecordType::Stdout, ONE, b"S"),
+                (RecordType::Stderr, ONE, b"oh"),
+                (RecordType::Stdout, ONE, b"t"),
+                (RecordType::Stderr, ONE, b""),
+                (RecordType::Stderr, ONE, b""),
+                (RecordType::EndRequest, ONE, &[0, 0, 3, 0xaa, 0, 0, 0, 0]),
+                (RecordType::Stdout, ONE, b""),
+            ],
+        );
+        let stdout = |data| Event::Stdout { id: ONE, data: Bytes::from_static(data) };
+        let expected = [
+            stdout(b"S"),
+            Event::Stderr { id: ONE, data: Bytes::from_static(b"oh") },
+            stdout(b"t"),
+            Event::StderrEnd { id: ONE },
+            Event::EndRequest { id: ONE, application_status: 938, protocol_status: ProtocolStatus::RequestComplete },
+            Event::Ignored { id: ONE, record_type: RecordType::Stdout, len: 0 },
+        ];
+        assert_eq!(events(&mut end), expected);
+        assert!(end.is_idle());
+    }
+
+    #[test]
+    fn content_after_the_end_of_a_stream_is_an_error() {
+        let mut end = begun(1);
+        receive(&mut end, &[(RecordType::Stdout, ONE, b""), (RecordType::Stdout, ONE, b"more")]);
+        assert_eq!(end.next_event(), Ok(Some(Event::StdoutEnd { id: ONE })));
+        let error = ProtocolError::StreamEnded { id: ONE, record_type: RecordType::Stdout, len: 4 };
+        assert_eq!(end.next_event(), Err(error));
+        assert_eq!(end.next_event(), Err(error), "an error is given again");
+    }
+
+    #[test]
+    fn a_short_end_request_is_an_error() {
+        for len in [0, 4, 5, 7, 9] {
+            let mut end = begun(1);
+            receive(&mut end, &[(RecordType::EndRequest, ONE, &[0; 9][..len])]);
+            let error = BodyError { record_type: RecordType::EndRequest, len };
+            assert_eq!(end.next_event(), Err(error.into()));
+        }
+    }
+
+    #[test]
+    fn an_abort_is_sent_once_and_nothing_after_it() {
+        let mut end = begun(1);
+        end.abort(ONE);
+        end.abort(ONE);
+        end.stdin_slice(ONE, b"late");
+        end.end_data(ONE);
+        assert_eq!(end.output().chunk(), b"\x01\x02\0\x01\0\0\0\0");
+        receive(&mut end, &[(RecordType::Stdout, ONE, b"still"), (RecordType::EndRequest, ONE, &[0; 8])]);
+        assert_eq!(events(&mut end).len(), 2);
+        assert_eq!(end.active_requests(), 0);
+    }
+
+    #[test]
+    fn data_follows_stdin() {
+        let mut end = begun(1);
+        end.data(ONE, Bytes::from_static(b"too early"));
+        end.end_stdin(ONE);
+        end.data(ONE, Bytes::from_static(b"abcdefgh"));
+        end.end_data(ONE);
+        let expected = b"\x01\x05\0\x01\0\0\0\0\x01\x08\0\x01\0\x08\0\0abcdefgh\x01\x08\0\x01\0\0\0\0";
+        assert_eq!(end.output().chunk(), expected);
+    }
+
+    #[test]
+    fn values_are_given_out_when_they_were_asked_for() {
+        let mut end = WebServerEnd::new(Settings::default());
+        let result = (RecordType::GetValuesResult, RequestId::NULL, &b"\x0f\x01FCGI_MPXS_CONNS1"[..]);
+        receive(&mut end, &[result]);
+        let ignored = Event::Ignored { id: RequestId::NULL, record_type: RecordType::GetValuesResult, len: 18 };
+        assert_eq!(events(&mut end), [ignored]);
+        end.get_values([crate::protocol::fastcgi::MPXS_CONNS]).unwrap();
+        assert_eq!(end.output().chunk(), b"\x01\x09\0\0\0\x11\x07\0\x0f\0FCGI_MPXS_CONNS\0\0\0\0\0\0\0");
+        receive(&mut end, &[result]);
+        assert_eq!(events(&mut end), [Event::Values([("FCGI_MPXS_CONNS", "1")].into_iter().collect())]);
+        end.get_values([]).unwrap();
+        receive(&mut end, &[(RecordType::UnknownType, RequestId::NULL, &[9, 0, 0, 0, 0, 0, 0, 0])]);
+        assert_eq!(events(&mut end), [Event::UnknownType(9)]);
+        assert!(end.is_idle());
+    }
+
+    #[test]
+    fn what_an_application_does_not_send_is_ignored() {
+        let mut end = begun(1);
+        receive(
+            &mut end,
+            &[
+                (RecordType::Params, ONE, b"x"),
+                (RecordType::Unknown(99), ONE, b"xy"),
+                (RecordType::Unknown(99), RequestId::NULL, b"xyz"),
+                (RecordType::Stdout, TWO, b"stray"),
+            ],
+        );
+        let ignored = |id, record_type, len| Event::Ignored { id, record_type, len };
+        let expected = [
+            ignored(ONE, RecordType::Params, 1),
+            ignored(ONE, RecordType::Unknown(99), 2),
+            ignored(RequestId::NULL, RecordType::Unknown(99), 3),
+            ignored(TWO, RecordType::Stdout, 5),
+        ];
+        assert_eq!(events(&mut end), expected);
+        assert!(end.output().is_empty());
+        receive(&mut end, &[(RecordType::Stdout, RequestId::NULL, b"x")]);
+        assert_eq!(end.next_event(), Err(ProtocolError::NullRequestId(RecordType::Stdout)));
+    }
+}

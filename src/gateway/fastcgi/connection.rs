@@ -1,0 +1,868 @@
+//! One connection from a web server: reads requests, polls their applications, writes their answers.
+//!
+//! All of that is one future. It reads what is there, turns it into events, lets each request go on as far as it can, and
+//! writes what came of it, so that a small request is one read and one write. A request is a boxed future in a list, no task.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::time::{Instant, Sleep};
+use tokio_util::io::{poll_read_buf, poll_write_buf};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use super::exchange::{self, Exchange, StreamSource};
+use super::{Gateway, is_gone, next_connection};
+use crate::application::driver::{self, Response, ResponseBody};
+use crate::application::{Application, Cancellation, Environ, Error, Errors, Frame, Input, Peer, Server, Variables};
+use crate::gateway::listener::{Closed, Transport};
+use crate::protocol::Pairs;
+use crate::protocol::cgi::encode_head;
+use crate::protocol::fastcgi::application_end::{Event, RejectError};
+use crate::protocol::fastcgi::name_value::NameValueError;
+use crate::protocol::fastcgi::{ApplicationEnd, ProtocolError, ProtocolStatus, RecordType, RequestId, Role};
+
+/// Room for reading, in bytes: at first, which is all that an idle connection keeps, and while much arrives.
+const READ_BUFFER: (usize, usize) = (8 * 1024, 64 * 1024);
+
+/// How often a connection that is not read from is looked at, to find out whether the web server has closed it.
+const CLOSED_CHECK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// A piece of the body up to this length, in bytes, goes into one record with the head.
+const JOINED_WITH_HEAD: usize = 4 * 1024;
+
+/// The application status of a request that was given up (FastCGI 5.5); of all others it is 0.
+const STATUS_ABORTED: u32 = 1;
+
+/// What ended a connection other than the web server's wish.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectionError {
+    /// The web server broke the protocol.
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+    /// The web server closed the connection in the middle of a record or of a request's params.
+    #[error("expected the rest of a request, got the end of the connection")]
+    Incomplete,
+    /// A time limit is over.
+    #[error("expected {expected} within {limit:?}, got nothing")]
+    TimedOut {
+        /// What did not come.
+        expected: &'static str,
+        /// The limit.
+        limit: Duration,
+    },
+    /// The web server sent more after an answer than is discarded.
+    #[error("expected at most {limit} bytes of a request body that the application left unread, got more")]
+    Unread {
+        /// The limit, in bytes.
+        limit: u64,
+    },
+    /// The socket failed.
+    #[error("the connection failed")]
+    Io(#[from] io::Error),
+}
+
+pub(super) struct Connection<S, A> {
+    stream: S,
+    end: ApplicationEnd,
+    requests: Vec<Request>,
+    gateway: Arc<Gateway<A>>,
+    server: Arc<Server>,
+    phase: Phase,
+    /// The body of a request that was answered before all of it came, and that is still coming.
+    unread: Option<Unread>,
+    /// Something came that a request may go on with.
+    runnable: bool,
+    /// A request was held up because too much output waits.
+    held_up: bool,
+    /// The web server has closed its sending half.
+    input_ended: bool,
+    read_room: usize,
+    waiting: Waiting,
+    timer: Option<Pin<Box<Sleep>>>,
+    draining: Pin<Box<WaitForCancellationFutureOwned>>,
+    ending: Pin<Box<WaitForCancellationFutureOwned>>,
+    is_draining: bool,
+    /// For heads and error messages, so that no request needs a buffer of its own for them.
+    scratch: BytesMut,
+    errors: Vec<u8>,
+}
+
+enum Phase {
+    /// Requests come and are answered.
+    Open,
+    /// The last answer was written. The sending half is being closed, and what still arrives is discarded: a plain close with unread
+    /// input is a reset at the other end, which loses the answer.
+    Lingering { shut: bool },
+    /// The web server is gone. The bodies of its requests are being closed.
+    Abandoned,
+}
+
+struct Request {
+    id: RequestId,
+    state: State,
+    exchange: Arc<Exchange>,
+    cancellation: Cancellation,
+    stdin_ended: bool,
+    /// The application holds as much unread input as it may.
+    is_full: bool,
+}
+
+enum State {
+    Calling(Pin<Box<dyn Future<Output = Response> + Send>>),
+    Sending(ResponseBody),
+    /// Given up: only the body's close is waited for, until then.
+    Closing(ResponseBody, Instant),
+    Over,
+}
+
+struct Unread {
+    id: RequestId,
+    len: u64,
+    until: Instant,
+}
+
+/// What the connection waits for, and since when: the base of all time limits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Waiting {
+    FirstByte(Instant),
+    Idle(Instant),
+    Params(Instant),
+    Write(Instant),
+    /// For the application, which may take as long as it likes.
+    Application,
+}
+
+impl<S: Transport, A: Application> Connection<S, A> {
+    pub(super) fn new(stream: S, peer: Peer, gateway: Arc<Gateway<A>>) -> Self {
+        let server = Server {
+            gateway: "fastcgi",
+            connection: next_connection(),
+            peer,
+            multithread: true,
+            multiprocess: gateway.config.multiprocess,
+            run_once: false,
+        };
+        Self {
+            stream,
+            end: gateway.config.end(),
+            requests: Vec::new(),
+            server: Arc::new(server),
+            phase: Phase::Open,
+            unread: None,
+            runnable: false,
+            held_up: false,
+            input_ended: false,
+            read_room: READ_BUFFER.0,
+            waiting: Waiting::FirstByte(Instant::now()),
+            timer: None,
+            draining: Box::pin(gateway.draining.clone().cancelled_owned()),
+            ending: Box::pin(gateway.ending.clone().cancelled_owned()),
+            is_draining: false,
+            scratch: BytesMut::new(),
+            errors: Vec::new(),
+            gateway,
+        }
+    }
+
+    /// For connections that nobody waits for: what went wrong goes to the log.
+    pub(super) async fn run_and_log(self) {
+        let (connection, peer) = (self.server.connection, self.server.peer.clone());
+        if let Err(error) = self.run().await {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            tracing::warn!(connection, ?peer, "FastCGI connection ended: {error}{cause}");
+        }
+    }
+
+    pub(super) async fn run(mut self) -> Result<(), ConnectionError> {
+        let result = poll_fn(|cx| self.poll(cx)).await;
+        if result.is_err() {
+            self.abandon();
+        }
+        if matches!(self.phase, Phase::Abandoned) {
+            poll_fn(|cx| self.poll_abandoned(cx)).await;
+        }
+        result
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
+        // Whatever woke this future, a request may be meant.
+        self.runnable = true;
+        loop {
+            let mut progress = match self.phase {
+                Phase::Open => self.take_events()?,
+                Phase::Lingering { .. } => return self.poll_linger(cx),
+                Phase::Abandoned => return Poll::Ready(Ok(())),
+            };
+            progress |= self.poll_requests(cx);
+            progress |= self.poll_write(cx)?;
+            if self.is_finished() {
+                match self.unread.is_some() || !self.end.receive_buffer().is_empty() {
+                    true => self.phase = Phase::Lingering { shut: false },
+                    // Nothing is unread, so nothing can be lost by a plain close, and a system call is spared.
+                    false => return Poll::Ready(Ok(())),
+                }
+                continue;
+            }
+            progress |= match self.poll_read(cx) {
+                Poll::Ready(read) => read?,
+                Poll::Pending => false,
+            };
+            if !progress {
+                match self.poll_limits(cx)? {
+                    Limits::Wait => return Poll::Pending,
+                    Limits::Look => {}
+                    Limits::Close => return Poll::Ready(Ok(())),
+                }
+            }
+        }
+    }
+
+    /// Decodes what has been read, as long as there is room for it.
+    fn take_events(&mut self) -> Result<bool, ConnectionError> {
+        let mut progress = false;
+        while !self.is_full() {
+            let Some(event) = self.end.next_event()? else { break };
+            progress = true;
+            self.runnable = true;
+            match event {
+                Event::Request { id, role, params, .. } => self.begin(id, role, params),
+                Event::Stdin { id, data } => self.push(id, exchange::Stream::Stdin, data),
+                Event::StdinEnd { id } => self.end_stream(id, exchange::Stream::Stdin),
+                Event::Data { id, data } => self.push(id, exchange::Stream::Data, data),
+                Event::DataEnd { id } => self.end_stream(id, exchange::Stream::Data),
+                Event::Abort { id } => {
+                    if let Some(index) = self.find(id) {
+                        self.give_up(index);
+                        self.end.end_request(id, STATUS_ABORTED, ProtocolStatus::RequestComplete);
+                    }
+                }
+                Event::Rejected { id, error, .. } => self.reject(id, &error),
+                Event::UnknownRole { id, role } => {
+                    tracing::warn!(
+                        connection = self.server.connection,
+                        ?id,
+                        "a request for {role:?}, a role that the application does not have, was refused"
+                    );
+                }
+                Event::Ignored { id, record_type, len } => self.ignore(id, record_type, len)?,
+            }
+        }
+        Ok(progress)
+    }
+
+    fn begin(&mut self, id: RequestId, role: Role, params: Pairs) {
+        let config = &self.gateway.config;
+        let mut environ = Environ::new(Variables::from_pairs(params)).with_server(self.server.clone());
+        let length = match environ.meta().content_length() {
+            Ok(length) => length,
+            Err(error) => {
+                tracing::warn!(connection = self.server.connection, "a request was answered with 400: {error}");
+                return self.refuse(id, 400, ProtocolStatus::RequestComplete);
+            }
+        };
+        if let Some(script_name) = &config.script_name
+            && let Err(error) = mount(&mut environ, script_name)
+        {
+            tracing::warn!(connection = self.server.connection, "a request was answered with 404: {error}");
+            return self.refuse(id, 404, ProtocolStatus::RequestComplete);
+        }
+        if !self.gateway.begin_request() {
+            tracing::warn!(
+                connection = self.server.connection,
+                "a request was answered with 503: {} run already",
+                config.max_requests
+            );
+            return self.refuse(id, 503, ProtocolStatus::Overloaded);
+        }
+        let exchange = Arc::new(Exchange::default());
+        let cancellation = Cancellation::default();
+        let stream = |stream, length| {
+            let source = StreamSource { exchange: exchange.clone(), stream, window: config.input_window };
+            Input::from_source(source, length)
+        };
+        environ = environ
+            .with_request(role, u32::from(id.0), cancellation.clone())
+            .with_errors(Errors::new(exchange.clone()));
+        if length != Some(0) {
+            environ = environ.with_input(stream(exchange::Stream::Stdin, length));
+        }
+        if role == Role::Filter {
+            // FCGI_DATA_LENGTH is how long the file is; where it is missing or no number, the stream's own end is its end.
+            let len = environ.text("FCGI_DATA_LENGTH").ok().flatten().and_then(|len| len.parse().ok());
+            environ = environ.with_data(stream(exchange::Stream::Data, len));
+        }
+        let call = driver::answer(self.gateway.application.clone(), environ);
+        self.requests.push(Request {
+            id,
+            state: State::Calling(Box::pin(call)),
+            exchange,
+            cancellation,
+            stdin_ended: false,
+            is_full: false,
+        });
+    }
+
+    fn push(&mut self, id: RequestId, stream: exchange::Stream, data: bytes::Bytes) {
+        let window = self.gateway.config.input_window;
+        if let Some(index) = self.find(id) {
+            self.requests[index].is_full = self.requests[index].exchange.push(stream, data, window);
+        }
+    }
+
+    fn end_stream(&mut self, id: RequestId, stream: exchange::Stream) {
+        if let Some(index) = self.find(id) {
+            self.requests[index].stdin_ended |= matches!(stream, exchange::Stream::Stdin);
+            self.requests[index].exchange.end(stream);
+        }
+    }
+
+    fn reject(&mut self, id: RequestId, error: &RejectError) {
+        let (code, status) = match error {
+            RejectError::Overloaded { .. } => (503, ProtocolStatus::Overloaded),
+            RejectError::ParamsTooLong { .. } => (431, ProtocolStatus::RequestComplete),
+            RejectError::Params(NameValueError::TooManyPairs { .. }) => (431, ProtocolStatus::RequestComplete),
+            RejectError::Params(_) => (400, ProtocolStatus::RequestComplete),
+        };
+        tracing::warn!(connection = self.server.connection, ?id, "a request was answered with {code}: {error}");
+        self.refuse(id, code, status);
+    }
+
+    /// Answers a request that the application does not see.
+    fn refuse(&mut self, id: RequestId, code: u16, status: ProtocolStatus) {
+        // Of the common web servers only cgi-fcgi reads the protocol status: the page says it as well.
+        let retry = if code == 503 { "Retry-After: 1\r\n" } else { "" };
+        let reason = crate::protocol::cgi::default_reason(code);
+        let page = format!(
+            "Status: {code} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\n{retry}\r\n{code} {reason}\n"
+        );
+        self.end.stdout_slice(id, page.as_bytes());
+        self.end.end_request(id, 0, status);
+        // Where its body is on the way, it is unread like any other.
+        self.note_unread(id);
+    }
+
+    /// Counts what comes for a request that was answered.
+    fn ignore(&mut self, id: RequestId, record_type: RecordType, len: u16) -> Result<(), ConnectionError> {
+        match &mut self.unread {
+            Some(unread) if unread.id == id && matches!(record_type, RecordType::Stdin | RecordType::Data) => {
+                if len == 0 {
+                    self.unread = None;
+                    return Ok(());
+                }
+                unread.len += u64::from(len);
+                let limit = self.gateway.config.linger_len;
+                if unread.len > limit {
+                    return Err(ConnectionError::Unread { limit });
+                }
+            }
+            _ => {
+                tracing::debug!(connection = self.server.connection, ?id, ?record_type, len, "a record was ignored");
+            }
+        }
+        Ok(())
+    }
+
+    fn note_unread(&mut self, id: RequestId) {
+        let until = Instant::now() + self.gateway.config.linger_timeout;
+        self.unread = Some(Unread { id, len: 0, until });
+    }
+
+    /// Lets each request go on as far as it can, until enough output waits.
+    fn poll_requests(&mut self, cx: &mut Context<'_>) -> bool {
+        if !std::mem::take(&mut self.runnable) {
+            return false;
+        }
+        let mut progress = false;
+        let mut index = 0;
+        while index < self.requests.len() {
+            progress |= self.poll_request(index, cx);
+            match self.requests[index].state {
+                State::Over => {
+                    self.requests.swap_remove(index);
+                    self.gateway.end_request();
+                }
+                _ => index += 1,
+            }
+        }
+        progress
+    }
+
+    fn poll_request(&mut self, index: usize, cx: &mut Context<'_>) -> bool {
+        let window = self.gateway.config.output_window;
+        let mut progress = false;
+        self.visit(index, cx);
+        loop {
+            if self.end.output().len() >= window {
+                self.held_up = true;
+                break;
+            }
+            let request = &mut self.requests[index];
+            match &mut request.state {
+                State::Calling(call) => {
+                    let Poll::Ready(Response { head, mut body }) = call.as_mut().poll(cx) else { break };
+                    progress = true;
+                    self.scratch.clear();
+                    let fields = head.headers.iter();
+                    let id = request.id;
+                    if let Err(error) = encode_head(head.status.code(), head.status.reason(), fields, &mut self.scratch)
+                    {
+                        // Only middleware that changes a head behind the driver's checks gets here.
+                        request.state = State::Sending(body);
+                        self.cut(index, &error.into(), cx);
+                        continue;
+                    }
+                    let (first, more) = match body.poll_data(cx) {
+                        Poll::Ready(Some(Ok(Frame::Data(data)))) => (Some(data), None),
+                        Poll::Ready(other) => (None, Some(Poll::Ready(other))),
+                        Poll::Pending => (None, Some(Poll::Pending)),
+                    };
+                    request.state = State::Sending(body);
+                    match first {
+                        Some(data) if data.len() <= JOINED_WITH_HEAD => {
+                            self.scratch.extend_from_slice(&data);
+                            self.end.stdout_slice(id, &self.scratch);
+                        }
+                        first => {
+                            self.end.stdout_slice(id, &self.scratch);
+                            self.end.stdout(id, first.unwrap_or_default());
+                        }
+                    }
+                    let go_on = match more {
+                        None => true,
+                        Some(Poll::Pending) => false,
+                        Some(Poll::Ready(frame)) => self.take_frame(index, frame, cx),
+                    };
+                    if !go_on {
+                        break;
+                    }
+                }
+                State::Sending(body) => {
+                    let Poll::Ready(frame) = body.poll_data(cx) else { break };
+                    progress = true;
+                    if !self.take_frame(index, frame, cx) {
+                        break;
+                    }
+                }
+                State::Closing(body, until) => {
+                    if body.poll_close(cx).is_pending() && Instant::now() < *until {
+                        break;
+                    }
+                    request.state = State::Over;
+                    progress = true;
+                }
+                State::Over => break,
+            }
+        }
+        if !matches!(self.requests[index].state, State::Over) {
+            self.visit(index, cx);
+        }
+        progress
+    }
+
+    /// Takes one part of a response. False when the request should not be polled on for now.
+    fn take_frame(&mut self, index: usize, frame: Option<Result<Frame, Error>>, cx: &mut Context<'_>) -> bool {
+        let id = self.requests[index].id;
+        match frame {
+            Some(Ok(Frame::Data(data))) => self.end.stdout(id, data),
+            Some(Ok(Frame::Flush)) => {
+                // Written now, and polled again after that.
+                self.runnable = true;
+                return false;
+            }
+            // FastCGI has no place for trailers; parts of files come as data.
+            Some(Ok(_)) => {}
+            Some(Err(error)) => self.cut(index, &error, cx),
+            None => self.finish(index, cx),
+        }
+        true
+    }
+
+    fn finish(&mut self, index: usize, cx: &mut Context<'_>) {
+        self.visit(index, cx);
+        let request = &mut self.requests[index];
+        request.state = State::Over;
+        let (id, stdin_ended) = (request.id, request.stdin_ended);
+        self.end.end_request(id, 0, ProtocolStatus::RequestComplete);
+        if !stdin_ended {
+            self.note_unread(id);
+        }
+    }
+
+    /// The response can't be finished: no END_REQUEST for it, no further request, and the connection closes after the others.
+    fn cut(&mut self, index: usize, error: &Error, cx: &mut Context<'_>) {
+        let until = Instant::now() + self.gateway.config.close_timeout;
+        let request = &mut self.requests[index];
+        if let State::Sending(body) = &request.state {
+            body.log_cut(error);
+        }
+        request.cancellation.cancel();
+        request.state = match std::mem::replace(&mut request.state, State::Over) {
+            State::Sending(body) | State::Closing(body, _) => State::Closing(body, until),
+            State::Calling(_) | State::Over => State::Over,
+        };
+        let (id, stdin_ended) = (request.id, request.stdin_ended);
+        self.visit(index, cx);
+        self.end.forget_request(id);
+        if !stdin_ended {
+            self.note_unread(id);
+        }
+    }
+
+    /// The web server does not want the answer any more: the token, then the future and the body are dropped and closed.
+    fn give_up(&mut self, index: usize) {
+        let until = Instant::now() + self.gateway.config.close_timeout;
+        let request = &mut self.requests[index];
+        request.cancellation.cancel();
+        request.exchange.abort();
+        request.state = match std::mem::replace(&mut request.state, State::Over) {
+            State::Sending(body) | State::Closing(body, _) => State::Closing(body, until),
+            State::Calling(_) | State::Over => State::Over,
+        };
+    }
+
+    /// Sends what the application wrote to Errors, and takes note of how much it holds unread.
+    fn visit(&mut self, index: usize, cx: &Context<'_>) {
+        let request = &mut self.requests[index];
+        request.is_full = !request.exchange.visit(cx, self.gateway.config.input_window, &mut self.errors);
+        if !self.errors.is_empty() {
+            self.end.stderr(request.id, &self.errors);
+            self.errors = Vec::new();
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<bool, ConnectionError> {
+        let mut progress = false;
+        while !self.end.output().is_empty() {
+            match poll_write_buf(Pin::new(&mut self.stream), cx, self.end.output()) {
+                Poll::Ready(Ok(0)) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+                Poll::Ready(Ok(_)) => progress = true,
+                Poll::Ready(Err(error)) if is_gone(&error) => {
+                    self.abandon();
+                    return Ok(true);
+                }
+                Poll::Ready(Err(error)) => return Err(error.into()),
+                Poll::Pending => {
+                    if progress || !matches!(self.waiting, Waiting::Write(_)) {
+                        self.waiting = Waiting::Write(Instant::now());
+                    }
+                    break;
+                }
+            }
+        }
+        if self.held_up && self.end.output().len() < self.gateway.config.output_window {
+            self.held_up = false;
+            self.runnable = true;
+            progress = true;
+        }
+        Ok(progress || self.runnable)
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, ConnectionError>> {
+        if self.is_full() || self.input_ended || matches!(self.phase, Phase::Abandoned) {
+            return Poll::Ready(Ok(false));
+        }
+        let read = ready!(self.read(cx));
+        Poll::Ready(match read {
+            Ok(0) => self.take_end_of_input(),
+            Ok(_) => Ok(true),
+            Err(error) if is_gone(&error) => {
+                self.abandon();
+                Ok(true)
+            }
+            Err(error) => Err(error.into()),
+        })
+    }
+
+    /// One read. Where it fills all the room there is, the next has more.
+    fn read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let buffer = self.end.receive_buffer();
+        buffer.reserve(self.read_room.saturating_sub(buffer.len()).max(READ_BUFFER.0 / 2));
+        let room = buffer.capacity() - buffer.len();
+        let read = poll_read_buf(Pin::new(&mut self.stream), cx, buffer);
+        if let Poll::Ready(Ok(len)) = read
+            && len == room
+        {
+            self.read_room = READ_BUFFER.1;
+        }
+        read
+    }
+
+    /// The web server has closed its sending half, and perhaps everything.
+    fn take_end_of_input(&mut self) -> Result<bool, ConnectionError> {
+        self.input_ended = true;
+        if self.end.active_requests() > self.requests.len() || !self.end.receive_buffer().is_empty() {
+            return Err(ConnectionError::Incomplete);
+        }
+        if self.requests.is_empty() {
+            self.abandon();
+            return Ok(true);
+        }
+        let waits_for_answer = match self.stream.closed() {
+            Closed::Everything | Closed::Unknown => false,
+            Closed::Nothing | Closed::Sending { for_certain: true } => true,
+            Closed::Sending { for_certain: false } => self.gateway.config.finish_half_closed,
+        };
+        // Whoever waits has sent all of its request.
+        if !waits_for_answer || self.requests.iter().any(|request| !request.stdin_ended) {
+            self.abandon();
+        }
+        Ok(true)
+    }
+
+    /// Gives all requests up: there is nobody left to answer.
+    fn abandon(&mut self) {
+        for index in 0..self.requests.len() {
+            self.give_up(index);
+        }
+        self.phase = Phase::Abandoned;
+    }
+
+    fn poll_abandoned(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.runnable = true;
+        // Nobody reads it.
+        let waiting = self.end.output().len();
+        bytes::Buf::advance(self.end.output(), waiting);
+        self.poll_requests(cx);
+        if self.requests.is_empty() {
+            return Poll::Ready(());
+        }
+        let deadline = self.requests.iter().filter_map(Request::closing_until).min();
+        self.arm(deadline, cx)
+    }
+
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
+        if let Phase::Lingering { shut: false } = self.phase {
+            // An error means that the web server closed first, which is what is waited for.
+            let _ = ready!(Pin::new(&mut self.stream).poll_shutdown(cx));
+            self.phase = Phase::Lingering { shut: true };
+            if self.unread.is_none() {
+                self.note_unread(RequestId::NULL);
+            }
+        }
+        let limit = self.gateway.config.linger_len;
+        let Some(mut unread) = self.unread.take() else { return Poll::Ready(Ok(())) };
+        loop {
+            self.end.receive_buffer().clear();
+            match self.read(cx) {
+                Poll::Ready(Ok(len @ 1..)) if unread.len + len as u64 <= limit => unread.len += len as u64,
+                // Closed by the web server, or over the limit: whoever sends that much does not wait for the answer.
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => {
+                    let until = unread.until;
+                    self.unread = Some(unread);
+                    return self.arm(Some(until), cx).map(Ok);
+                }
+            }
+        }
+    }
+
+    /// Nothing can go on for now: sets the timer, or finds that a limit is over.
+    fn poll_limits(&mut self, cx: &mut Context<'_>) -> Result<Limits, ConnectionError> {
+        if self.ending.as_mut().poll(cx).is_ready() {
+            self.abandon();
+            return Ok(Limits::Close);
+        }
+        self.is_draining = self.is_draining || self.draining.as_mut().poll(cx).is_ready();
+        let now = Instant::now();
+        self.waiting = self.waits_for(now);
+        if matches!(self.waiting, Waiting::Idle(_)) {
+            self.release_memory();
+        }
+        let config = &self.gateway.config;
+        let limit = match self.waiting {
+            Waiting::FirstByte(since) => Some((since, config.first_byte_timeout, "a request")),
+            Waiting::Idle(since) if self.is_draining => Some((since, config.shutdown_idle_timeout, "")),
+            Waiting::Idle(since) => Some((since, config.idle_timeout, "")),
+            Waiting::Params(since) => Some((since, config.params_timeout, "all params of a request")),
+            Waiting::Write(since) => Some((since, config.write_timeout, "the web server to take the answer")),
+            Waiting::Application => None,
+        };
+        let mut deadline = limit.map(|(since, limit, _)| since + limit);
+        if let Some((since, limit, expected)) = limit
+            && now >= since + limit
+        {
+            // A kept connection that is not used is no fault.
+            if expected.is_empty() {
+                return Ok(Limits::Close);
+            }
+            return Err(ConnectionError::TimedOut { expected, limit });
+        }
+        if let Some(unread) = &self.unread {
+            if now >= unread.until {
+                return Err(ConnectionError::TimedOut {
+                    expected: "the end of an unread request body",
+                    limit: config.linger_timeout,
+                });
+            }
+            deadline = Some(deadline.map_or(unread.until, |deadline| deadline.min(unread.until)));
+        }
+        if let Some(until) = self.requests.iter().filter_map(Request::closing_until).min() {
+            deadline = Some(deadline.map_or(until, |deadline| deadline.min(until)));
+        }
+        if !self.requests.is_empty() && (self.input_ended || self.is_full()) {
+            // Not being read from, the connection does not tell by itself that it was closed.
+            match self.stream.closed() {
+                Closed::Everything => {
+                    self.abandon();
+                    return Ok(Limits::Close);
+                }
+                // All that will ever come is here: the socket's own buffer bounds it.
+                Closed::Sending { .. } if !self.input_ended => return self.read_to_end(cx),
+                _ => {}
+            }
+            let check = now + CLOSED_CHECK_INTERVAL;
+            deadline = Some(deadline.map_or(check, |deadline| deadline.min(check)));
+        }
+        Ok(match self.arm(deadline, cx) {
+            Poll::Ready(()) => Limits::Look,
+            Poll::Pending => Limits::Wait,
+        })
+    }
+
+    /// Reads past the window what a web server sent before it closed its sending half, to learn whether the request is whole.
+    fn read_to_end(&mut self, cx: &mut Context<'_>) -> Result<Limits, ConnectionError> {
+        loop {
+            let read = match self.read(cx) {
+                Poll::Ready(Ok(0)) => break,
+                Poll::Ready(Ok(_)) => continue,
+                Poll::Ready(Err(_)) => {
+                    self.abandon();
+                    return Ok(Limits::Close);
+                }
+                Poll::Pending => Limits::Wait,
+            };
+            return Ok(read);
+        }
+        while let Some(event) = self.end.next_event()? {
+            match event {
+                Event::Stdin { id, data } => self.push(id, exchange::Stream::Stdin, data),
+                Event::StdinEnd { id } => self.end_stream(id, exchange::Stream::Stdin),
+                Event::Data { id, data } => self.push(id, exchange::Stream::Data, data),
+                Event::DataEnd { id } => self.end_stream(id, exchange::Stream::Data),
+                // Requests that nobody can be waiting for.
+                _ => {}
+            }
+        }
+        self.take_end_of_input()?;
+        Ok(Limits::Look)
+    }
+
+    fn waits_for(&mut self, now: Instant) -> Waiting {
+        let output_waits = !self.end.output().is_empty();
+        match self.waiting {
+            Waiting::Write(since) if output_waits => Waiting::Write(since),
+            _ if output_waits => Waiting::Write(now),
+            Waiting::FirstByte(since) if self.end.is_idle() => Waiting::FirstByte(since),
+            Waiting::Idle(since) if self.end.is_idle() => Waiting::Idle(since),
+            _ if self.end.is_idle() => Waiting::Idle(now),
+            _ if !self.requests.is_empty() => Waiting::Application,
+            Waiting::Params(since) => Waiting::Params(since),
+            _ => Waiting::Params(now),
+        }
+    }
+
+    /// An idle connection keeps no more than it needs to read the next request.
+    fn release_memory(&mut self) {
+        self.read_room = READ_BUFFER.0;
+        let buffer = self.end.receive_buffer();
+        if buffer.capacity() > READ_BUFFER.0 {
+            *buffer = BytesMut::new();
+        }
+        if self.scratch.capacity() > READ_BUFFER.0 {
+            self.scratch = BytesMut::new();
+        }
+    }
+
+    /// Ready when the deadline is over. The timer is set anew only for an earlier one: a later one is looked at when it fires.
+    fn arm(&mut self, deadline: Option<Instant>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(deadline) = deadline else { return Poll::Pending };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if timer.deadline() > deadline || timer.is_elapsed() {
+            timer.as_mut().reset(deadline);
+        }
+        timer.as_mut().poll(cx)
+    }
+
+    /// Whether nothing more should be read: an application holds as much unread input as it may, or the web server sends without taking
+    /// what it is answered.
+    fn is_full(&mut self) -> bool {
+        self.requests.iter().any(|request| request.is_full)
+            || self.end.output().len() >= self.gateway.config.output_window.saturating_mul(2)
+    }
+
+    fn is_finished(&mut self) -> bool {
+        matches!(self.phase, Phase::Open)
+            && self.end.active_requests() == 0
+            && self.requests.is_empty()
+            && self.end.output().is_empty()
+            && (!self.end.keeps_connection() || self.input_ended)
+    }
+
+    fn find(&self, id: RequestId) -> Option<usize> {
+        // One that was given up keeps its place until it is closed, but its id may be in use again.
+        self.requests.iter().position(|request| request.id == id && !request.state.is_given_up())
+    }
+}
+
+impl<S, A> Drop for Connection<S, A> {
+    fn drop(&mut self) {
+        for request in &self.requests {
+            request.cancellation.cancel();
+            request.exchange.abort();
+            self.gateway.end_request();
+        }
+    }
+}
+
+enum Limits {
+    Wait,
+    /// A timer fired, or something else changed: look again.
+    Look,
+    Close,
+}
+
+impl Request {
+    fn closing_until(&self) -> Option<Instant> {
+        match self.state {
+            State::Closing(_, until) => Some(until),
+            _ => None,
+        }
+    }
+}
+
+impl State {
+    fn is_given_up(&self) -> bool {
+        matches!(self, Self::Closing(..) | Self::Over)
+    }
+}
+
+/// Splits SCRIPT_NAME and PATH_INFO anew, at the place where the application is mounted.
+fn mount(environ: &mut Environ, script_name: &[u8]) -> Result<(), NotMounted> {
+    let path = [environ.script_name(), environ.path_info()].concat();
+    let rest = path
+        .strip_prefix(script_name)
+        .filter(|rest| rest.is_empty() || rest.starts_with(b"/") || script_name.is_empty());
+    let Some(path_info) = rest else {
+        return Err(NotMounted::Elsewhere {
+            path: path.escape_ascii().to_string(),
+            script_name: script_name.escape_ascii().to_string(),
+        });
+    };
+    environ.set("SCRIPT_NAME", script_name)?;
+    environ.set("PATH_INFO", path_info)?;
+    Ok(())
+}
+
+#[derive(Debug, thiserror::Error)]
+enum NotMounted {
+    #[error("expected a path below {script_name}, got {path}")]
+    Elsewhere { path: String, script_name: String },
+    #[error(transparent)]
+    Variable(#[from] crate::application::VariableError),
+}
