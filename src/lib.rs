@@ -8,6 +8,8 @@ pub mod application;
 pub mod middleware;
 #[cfg(feature = "application")]
 pub mod gateway;
+#[cfg(feature = "tower")]
+pub mod tower;
 
 #[cfg(feature = "application")]
 pub use application::{Application, Body, Environ, Error, StartResponse};
