@@ -25,6 +25,7 @@ struct Upload {
     state: State,
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one per request")]
 enum State {
     Begins,
     Receives { input: Input, file: File, path: TempPath, received: u64 },

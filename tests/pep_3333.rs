@@ -835,11 +835,9 @@ mod handling_the_content_length_header {
 
     #[tokio::test]
     async fn no_body_for_head_204_and_304() {
-        for (method, status, length) in [
-            ("HEAD", "200 OK", Some(&b"4"[..])),
-            ("GET", "204 No Content", None),
-            ("GET", "304 Not Modified", Some(b"4")),
-        ] {
+        for (method, status, length) in
+            [("HEAD", "200 OK", Some(&b"4"[..])), ("GET", "204 No Content", None), ("GET", "304 Not Modified", None)]
+        {
             let told = Told::default();
             let list = told.clone();
             let app = app(move |_, start_response: StartResponse| {
@@ -1168,6 +1166,7 @@ mod thread_support {
     }
 
     #[tokio::test]
+    #[expect(clippy::await_holding_lock, reason = "the lock is a gate for other threads: no task waits for it")]
     async fn a_pool_that_is_full_answers_503() {
         let pool = Pool::new(PoolConfig { threads: 1, queue: 1, ..PoolConfig::default() });
         let gate = Arc::new(Mutex::new(()));
@@ -1189,6 +1188,7 @@ mod thread_support {
     }
 
     #[tokio::test]
+    #[expect(clippy::await_holding_lock, reason = "the lock is a gate for other threads: no task waits for it")]
     async fn a_client_that_leaves_while_it_waits_takes_no_thread() {
         let pool = Pool::new(PoolConfig { threads: 1, queue: 1, ..PoolConfig::default() });
         let gate = Arc::new(Mutex::new(()));
