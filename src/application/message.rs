@@ -274,15 +274,15 @@ fn parse_host(whole: &[u8]) -> Option<Host<'_>> {
 
 fn push_server(pairs: &mut Pairs, host: Option<&Host<'_>>, connection: &Connection) {
     let usual_port = if connection.https { 443 } else { 80 };
-    let (name, port) = match (host, connection.local) {
-        // 4.1.15: the port is part of the address that the client asked for, where the usual one is left out.
-        (Some(host), _) => (host.name.to_owned(), host.port.unwrap_or(usual_port)),
-        (None, Some(local)) => match local.ip().to_canonical() {
-            std::net::IpAddr::V6(address) => (format!("[{address}]"), local.port()),
-            std::net::IpAddr::V4(address) => (address.to_string(), local.port()),
-        },
-        (None, None) => ("localhost".to_owned(), usual_port),
+    let name = match (host, connection.local.map(|local| local.ip().to_canonical())) {
+        (Some(host), _) => host.name.to_owned(),
+        (None, Some(std::net::IpAddr::V6(address))) => format!("[{address}]"),
+        (None, Some(std::net::IpAddr::V4(address))) => address.to_string(),
+        (None, None) => "localhost".to_owned(),
     };
+    // 4.1.15: the port on which the request came; a Unix socket has none, so there the one that the client asked for counts.
+    let asked_for = host.and_then(|host| host.port).unwrap_or(usual_port);
+    let port = connection.local.map_or(asked_for, |local| local.port());
     pairs.push(names::SERVER_NAME, connection.server_name.as_ref().unwrap_or(&name));
     pairs.push(names::SERVER_PORT, connection.server_port.unwrap_or(port).to_string());
     if let Some(local) = connection.local {
