@@ -342,6 +342,7 @@ async fn a_router_that_is_an_application_that_is_a_service_answers_as_the_router
             post(async |headers: HeaderMap, body: Bytes| {
                 let mut response = Response::new(axum::body::Body::from(body));
                 *response.status_mut() = StatusCode::CREATED;
+                response.headers_mut().append("content-type", "text/css".parse().unwrap());
                 for value in headers.get_all("x-in") {
                     response.headers_mut().append("x-out", value.clone());
                 }
