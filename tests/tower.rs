@@ -72,11 +72,7 @@ async fn the_connection_comes_from_the_extensions_or_the_service() {
         let mark = environ.extensions().get::<&'static str>().copied().unwrap_or("no mark");
         Ok::<_, Error>(format!("{} {mark}", environ.text("REMOTE_ADDR")?.unwrap_or("nobody")))
     };
-    let connection = |address: &str| {
-        let mut connection = Connection::default();
-        connection.peer = Peer::Ip(address.parse().unwrap());
-        connection
-    };
+    let connection = |address: &str| Connection { peer: Peer::Ip(address.parse().unwrap()), ..Connection::default() };
     let service = EnvironService::new(application).with_connection(connection("192.0.2.1:1"));
     let mut request = Request::new(empty());
     request.extensions_mut().insert(connection("192.0.2.2:2"));
