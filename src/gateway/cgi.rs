@@ -139,9 +139,11 @@ pub async fn serve_process<A: Application>(
                     environ.with_input(Input::from_source(source, Some(length)))
                 }
             };
+            // Pinned out here, so that the token comes before the drop.
+            let mut call = pin!(driver::answer(application, environ));
             tokio::select! {
                 biased;
-                response = driver::answer(application, environ) => response,
+                response = &mut call => response,
                 reason = &mut stop => {
                     cancellation.cancel();
                     return Err(reason);
