@@ -354,6 +354,10 @@ impl Frames for ResponseBody {
         Self::poll_frame(Pin::into_inner(self), cx)
     }
 
+    fn exact_len(&self) -> Option<u64> {
+        Self::exact_len(self)
+    }
+
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         Self::poll_close(Pin::into_inner(self), cx)
     }

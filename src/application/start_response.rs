@@ -105,7 +105,14 @@ impl StartResponse {
     where
         S: TryInto<Status, Error: Into<HeadError>>,
     {
-        self.announcement.state().called = true;
+        let head_sent = {
+            let mut state = self.announcement.state();
+            state.called = true;
+            state.head_sent
+        };
+        if head_sent {
+            return Err(exc_info);
+        }
         let head = self.finish_head(status, headers, true)?;
         let mut state = self.announcement.state();
         if state.head_sent {

@@ -78,7 +78,7 @@ pub enum CgiError {
 ///
 /// When the answer is not complete.
 pub async fn serve<A: Application>(
-    application: Arc<A>,
+    application: A,
     config: Config,
     cancelled: impl Future<Output = ()>,
 ) -> Result<(), CgiError> {
@@ -103,7 +103,7 @@ pub async fn serve_process<A: Application>(
     variables: Pairs,
     stdin: OwnedFd,
     stdout: OwnedFd,
-    application: Arc<A>,
+    application: A,
     config: Config,
     cancelled: impl Future<Output = ()>,
 ) -> Result<(), CgiError> {

@@ -1,6 +1,6 @@
 //! Floor 2, one side of the waist: gateways take requests in and call an application.
 
-#[cfg(any(feature = "fastcgi", feature = "http"))]
+mod run;
 pub mod listener;
 #[cfg(feature = "cgi")]
 pub mod cgi;
@@ -8,3 +8,5 @@ pub mod cgi;
 pub mod fastcgi;
 #[cfg(feature = "http")]
 pub mod http;
+
+pub use run::{ADDRESS, DEFAULT_PORT, Options, SCRIPT_NAME, run, run_with};

@@ -174,7 +174,7 @@ pub enum ServeError {
 /// When the future is dropped no more connections are accepted; those that are there go on. End them through `shutdown`.
 pub async fn serve<A: Application>(
     listener: Listener,
-    application: Arc<A>,
+    application: A,
     config: Config,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
@@ -232,7 +232,7 @@ pub async fn serve<A: Application>(
 pub async fn serve_connection<S: Transport, A: Application>(
     stream: S,
     peer: Peer,
-    application: Arc<A>,
+    application: A,
     config: Config,
 ) -> Result<(), ConnectionError> {
     Connection::new(stream, peer, Arc::new(Gateway::new(application, config))).run().await
@@ -251,9 +251,9 @@ struct Gateway<A> {
 }
 
 impl<A> Gateway<A> {
-    fn new(application: Arc<A>, config: Config) -> Self {
+    fn new(application: A, config: Config) -> Self {
         Self {
-            application,
+            application: Arc::new(application),
             config,
             requests: AtomicUsize::new(0),
             draining: CancellationToken::new(),
