@@ -129,10 +129,10 @@ pub static TABLE: &[Row] = &[
     row("a chunked upload", "POST", "/app/digest")
         .upload(Upload::Chunked(300_000))
         .expect(status(200).body(Digest(300_000)))
-        .except(&[("lighttpd/*/streamed", status(411), "lighttpd wants a length unless it collects uploads first")]),
-    row("an upload that nobody reads", "POST", "/app/ignore-input")
-        .upload(Upload::Sized(1_000_000))
-        .expect(status(200).body(Exactly("ignored\n"))),
+        .except(&[
+            ("haproxy", status(400), "HAProxy has to know the length, and finds it out only for what fits its buffer"),
+            ("lighttpd/*/streamed", status(411), "lighttpd wants a length unless it collects uploads first"),
+        ]),
     // The answer's body.
     get_row("a download of 0 bytes", "/app/bytes?n=0").expect(status(200).body(Pattern(0))),
     get_row("a download of 1 byte", "/app/bytes?n=1")
@@ -200,6 +200,11 @@ pub static TABLE: &[Row] = &[
         "mod_fcgid fills up with an error page of its own",
     )]),
     get_row("and all is well after that", "/app/slow?ms=50").expect(status(200).body(Exactly("slow\n"))),
+    // The last, since HAProxy 2.6 does not let go of a request that was answered before its body had been sent: until its
+    // time limit is over it goes on using the connection, closed or not.
+    row("an upload that nobody reads", "POST", "/app/ignore-input")
+        .upload(Upload::Sized(1_000_000))
+        .expect(status(200).body(Exactly("ignored\n"))),
 ];
 
 /// HAProxy's issue 2865, mended since.
