@@ -423,6 +423,7 @@ struct Leaving {
 static LEAVING: PerFront<Leaving> = PerFront {
     usual: Leaving { ticks: false, within: Some(Duration::from_millis(1_000)) },
     differs: &[
+        ("haproxy", NOTICED_BY_WRITING, "HAProxy notices that its client has left when it writes to it"),
         ("apache", NOTICED_BY_WRITING, "Apache notices that its client has left when it writes to it"),
         ("lighttpd/*/streamed", NOTICED_BY_WRITING, "lighttpd notices that its client has left when it writes to it"),
         (
@@ -475,7 +476,7 @@ enum Kept {
 static KEPT: PerFront<Kept> = PerFront {
     usual: Kept::One,
     differs: &[
-        ("nginx/*/closed", Kept::OneEach, "fastcgi_keep_conn off"),
+        ("nginx/*/closed", Kept::OneEach, "nginx closes each time by default"),
         ("apache/cgid", Kept::NoConnections, "a process for each request"),
         ("apache/fcgid", Kept::OneEach, "mod_fcgid never keeps connections"),
         ("apache/proxy_fcgi/tcp", Kept::OneEach, "enablereuse=off"),
