@@ -9,9 +9,11 @@ use std::{env, fs};
 /// Which modules of the crate's root a folder of `src` may name. Its files may always name their own.
 const FLOORS: &[(&str, &[&str])] = &[
     ("protocol", &[]),
+    ("address", &[]),
     ("application", &["protocol"]),
     ("middleware", &["application", "protocol"]),
-    ("gateway", &["application", "protocol"]),
+    ("gateway", &["application", "address", "protocol"]),
+    ("tower", &["application", "protocol"]),
     ("upstream", &["application", "protocol"]),
 ];
 

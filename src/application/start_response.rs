@@ -28,9 +28,12 @@ struct Hook {
 }
 
 enum Action {
-    Change(Box<dyn Fn(&mut Head) -> Result<(), Error> + Send + Sync>),
-    Observe(Box<dyn Fn(Event<'_>) -> Result<(), Error> + Send + Sync>),
+    Change(Box<Change>),
+    Observe(Box<Observer>),
 }
+
+type Change = dyn Fn(&mut Head) -> Result<(), Error> + Send + Sync;
+type Observer = dyn Fn(Event<'_>) -> Result<(), Error> + Send + Sync;
 
 /// What an application does with its `start_response` and `write`, for middleware that watches it.
 #[derive(Debug)]

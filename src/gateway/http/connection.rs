@@ -169,7 +169,9 @@ async fn drive(
     let mut finishing = None;
     poll_fn(|cx| {
         if let Poll::Ready(result) = connection.as_mut().poll(cx) {
-            return Poll::Ready(End::Over(result));
+            // How a client takes its leave of a connection that was being closed anyway is its own affair.
+            let is_news = finishing.is_none() || activity.is_busy();
+            return Poll::Ready(End::Over(result.or_else(|error| if is_news { Err(error) } else { Ok(()) })));
         }
         if finishing.is_none() {
             if stopped.as_mut().poll(cx).is_pending() {
