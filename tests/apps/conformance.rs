@@ -22,7 +22,10 @@ const BINARY: (&str, &str) = ("Content-Type", "application/octet-stream");
 fn main() -> ExitCode {
     let mut options = gatespan::gateway::Options::default();
     // One binary for all: the test of a web server that sends several requests at once asks for this.
-    options.fastcgi.announce_multiplexing = env::var_os("GATESPAN_FASTCGI_MULTIPLEX").is_some_and(|value| value == "1");
+    if env::var_os("GATESPAN_FASTCGI_MULTIPLEX").is_some_and(|value| value == "1") {
+        options.fastcgi.announce_multiplexing = true;
+        options.fastcgi.max_requests_per_connection = 16;
+    }
     gatespan::run_with(conformance, options)
 }
 
