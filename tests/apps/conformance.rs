@@ -22,8 +22,11 @@ const BINARY: (&str, &str) = ("Content-Type", "application/octet-stream");
 fn main() -> ExitCode {
     let mut options = gatespan::gateway::Options::default();
     // One binary for all: the test of a web server that sends several requests at once asks for this.
-    options.fastcgi.multiplex = env::var_os("GATESPAN_FASTCGI_MULTIPLEX").is_some_and(|value| value == "1");
-    gatespan::run_with(gatespan::middleware::validate(conformance), options)
+    if env::var_os("GATESPAN_FASTCGI_MULTIPLEX").is_some_and(|value| value == "1") {
+        options.fastcgi.announce_multiplexing = true;
+        options.fastcgi.max_requests_per_connection = 16;
+    }
+    gatespan::run_with(conformance, options)
 }
 
 /// Web servers mount it at `/app`; on a port of its own, it is at the root and sees the `/app` itself.
