@@ -156,9 +156,11 @@ pub async fn serve_process<A: Application>(
                 drop(leave);
                 environ
             };
+            // Pinned out here, so that the token comes before the drop.
+            let mut call = pin!(driver::answer(application, environ));
             tokio::select! {
                 biased;
-                response = driver::answer(application, environ) => response,
+                response = &mut call => response,
                 reason = &mut stop => {
                     cancellation.cancel();
                     return Err(reason);
