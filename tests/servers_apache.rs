@@ -4,7 +4,6 @@ mod support;
 
 use std::net::SocketAddr;
 
-use support::client::{Client, Upload};
 use support::process::{Listening, Scratch, Server, free_address, program};
 use support::{Front, table};
 

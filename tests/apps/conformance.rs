@@ -9,6 +9,7 @@ use std::{env, fs, process};
 
 use futures_util::stream::{self, StreamExt};
 use gatespan::application::{Body, Environ, Error, StartResponse};
+use gatespan::middleware::validate;
 use sha2::{Digest, Sha256};
 use tokio::time::sleep;
 
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
         options.fastcgi.announce_multiplexing = true;
         options.fastcgi.max_requests_per_connection = 16;
     }
-    gatespan::run_with(conformance, options)
+    gatespan::run_with(validate(conformance), options)
 }
 
 /// Web servers mount it at `/app`; on a port of its own, it is at the root and sees the `/app` itself.
