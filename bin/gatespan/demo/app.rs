@@ -1,4 +1,4 @@
-//! The demo's application, seen from itself: it answers requests and does not know which gateway they came through.
+//! The demo's application, seen from itself: it answers requests the same way, whichever gateway they came through.
 
 use std::fmt::Write as _;
 use std::pin::Pin;
@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use gatespan::application::{Frame, Frames};
 use gatespan::{Application, Body, Environ, Error, StartResponse};
-use serde_json::json;
+use serde_json::{Map, json};
 use sha2::{Digest, Sha256};
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -81,21 +81,24 @@ fn hello(environ: &Environ, start_response: &StartResponse) -> Result<Body, Erro
     Ok(format!("Hello from one small application.\nYou asked for {}.\n", path.escape_ascii()).into())
 }
 
-/// Everything that the application was told: the request's variables in the order in which they came, then what PEP 3333's interface adds.
+/// Everything that the application was told: the request's variables, and what PEP 3333's interface adds.
 fn tell_environ(environ: &Environ, start_response: &StartResponse) -> Result<Body, Error> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let variables: Vec<_> = environ.variables().iter().map(|(name, value)| json!([text(name), text(value)])).collect();
+    let variables: Map<_, _> =
+        environ.variables().iter().map(|(name, value)| (text(name), text(value).into())).collect();
     let (major, minor) = environ.version();
-    let interface = json!([
-        ["gateway", environ.server().gateway],
-        ["process", std::process::id().to_string()],
-        ["wsgi.version", format!("{major}.{minor}")],
-        ["wsgi.url_scheme", environ.url_scheme()],
-        ["wsgi.multithread", environ.multithread().to_string()],
-        ["wsgi.multiprocess", environ.multiprocess().to_string()],
-        ["wsgi.run_once", environ.run_once().to_string()],
-    ]);
-    let answer = json!({ "variables": variables, "interface": interface });
+    let answer = json!({
+        "variables": variables,
+        "interface": {
+            "gateway": environ.server().gateway,
+            "process": std::process::id().to_string(),
+            "wsgi.version": format!("{major}.{minor}"),
+            "wsgi.url_scheme": environ.url_scheme(),
+            "wsgi.multithread": environ.multithread().to_string(),
+            "wsgi.multiprocess": environ.multiprocess().to_string(),
+            "wsgi.run_once": environ.run_once().to_string(),
+        },
+    });
     start_response.start("200 OK", [("Content-Type", "application/json")])?;
     Ok(format!("{answer:#}\n").into())
 }

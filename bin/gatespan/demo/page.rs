@@ -43,7 +43,7 @@ pub(crate) struct Told {
 /// Nothing is loaded from anywhere, and no style or script runs but the two that are compiled in, which their digests name.
 pub(crate) fn content_security_policy() -> String {
     format!(
-        "default-src 'none'; style-src '{}'; script-src '{}'; connect-src 'self'; form-action 'self'; base-uri 'none'; \
+        "default-src 'none'; style-src '{}'; script-src '{}'; img-src data:; connect-src 'self'; form-action 'self'; base-uri 'none'; \
          frame-ancestors 'none'",
         digest(STYLE),
         digest(SCRIPT)
@@ -56,7 +56,7 @@ pub(crate) fn comparison(address: &str, seen: &[Seen; 3], told: &[Result<Told, S
         html.push_str(
             "<header><h1>One application, three gateways</h1>\n<p class=\"lede\">The same small application answers on \
              its own port, behind FastCGI, and as a CGI script. It is written once, against <code>environ</code> and \
-             <code>start_response</code>, and does not know which of the three a request came through.</p>\n<nav \
+             <code>start_response</code>, and nothing in it depends on which of the three a request comes through.</p>\n<nav \
              aria-label=\"On this page\"><ul><li><a href=\"#answers\">Answers</a></li><li><a href=\"#streams\">Event \
              streams</a></li><li><a href=\"#environ\">Environ</a></li><li><a href=\"#send\">Form and upload</a></li>\
              </ul></nav></header>\n<main>\n<section id=\"answers\"><h2>Three answers</h2>\n<p class=\"note\">A request \
@@ -125,7 +125,8 @@ fn document(title: &str, content: impl FnOnce(&mut String)) -> String {
 fn ways(html: &mut String, seen: &[Seen; 3]) {
     html.push_str("<div class=\"ways\">\n");
     for seen in seen {
-        open_way(html, seen, "");
+        let (class, label) = (&seen.prefix[1..], seen.label);
+        let _ = write!(html, "<article class=\"way {class}\"><h3>{label}</h3>\n");
         let _ = write!(html, "<p class=\"how\">{}</p>\n<pre", Text(&seen.how));
         match &seen.answer {
             Ok(answer) => {
@@ -144,10 +145,6 @@ fn ways(html: &mut String, seen: &[Seen; 3]) {
     html.push_str("</div>\n");
 }
 
-fn open_way(html: &mut String, seen: &Seen, attributes: &str) {
-    let _ = write!(html, "<article class=\"way {}\"{attributes}><h3>{}</h3>\n", &seen.prefix[1..], seen.label);
-}
-
 /// The columns that tick.
 fn streams(html: &mut String, seen: &[Seen; 3]) {
     html.push_str(
@@ -157,11 +154,17 @@ fn streams(html: &mut String, seen: &[Seen; 3]) {
          class=\"ways\">\n",
     );
     for seen in seen {
-        open_way(html, seen, &format!(" data-stream=\"{}/events\"", seen.prefix));
+        let (class, label) = (&seen.prefix[1..], seen.label);
+        let _ = write!(
+            html,
+            "<article class=\"way {class}\" data-stream=\"{}/events\"><h3>{label} <span \
+             class=\"state\">closed</span></h3>\n",
+            seen.prefix
+        );
         html.push_str(
-            "<p class=\"tick\" role=\"img\" aria-label=\"number of the latest event\">–</p>\n<div class=\"beat\" \
+            "<p class=\"tick\">–</p>\n<div class=\"beat\" \
              aria-hidden=\"true\"><i></i><i></i><i></i><i></i><i></i><i></i><i></i><i></i></div>\n<p \
-             class=\"detail\">no event yet</p>\n<p class=\"state\">closed</p></article>\n",
+             class=\"detail\">no event yet</p></article>\n",
         );
     }
     html.push_str("</div>\n<button type=\"button\" hidden>Stop the streams</button></section>\n");

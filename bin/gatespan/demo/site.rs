@@ -203,8 +203,8 @@ async fn three<T>(futures: [impl Future<Output = Result<T, Error>>; 3]) -> Resul
 fn tell(json: &str) -> Result<Told, String> {
     let told: serde_json::Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
     let pairs = |key: &str| {
-        let pairs = told[key].as_array().map(Vec::as_slice).unwrap_or_default();
-        pairs.iter().filter_map(|pair| Some((pair[0].as_str()?.into(), pair[1].as_str()?.into()))).collect()
+        let pairs = told[key].as_object().into_iter().flatten();
+        pairs.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.into()))).collect()
     };
     Ok(Told { variables: pairs("variables"), interface: pairs("interface") })
 }
