@@ -12,8 +12,10 @@ mod cgi_probe;
 mod site;
 mod page;
 
+use std::fs::Permissions;
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::PermissionsExt;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,6 +96,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = stop_signals().context("no handler for signals could be set")?;
     let folder = tempfile::Builder::new()
         .prefix("gatespan-demo-")
+        .permissions(Permissions::from_mode(0o700))
         .tempdir()
         .context("no temporary folder could be made for the FastCGI socket")?;
     let socket = folder.path().join("application.sock");

@@ -14,6 +14,9 @@ use tokio::net::UnixStream;
 
 use super::relay::{Answer, bad_gateway, relay};
 
+/// How much is read at once, in bytes.
+const BLOCK: usize = 64 * 1024;
+
 /// Calls what answers on a FastCGI socket.
 #[derive(Debug, Clone)]
 pub(crate) struct FastCgiProbe {
@@ -93,6 +96,8 @@ async fn exchange(
                     }
                 }
                 if ready.is_readable() {
+                    // Without room of its own a read would take what happens to be left, and cut what came as one.
+                    end.receive_buffer().reserve(BLOCK);
                     match stream.try_read_buf(end.receive_buffer()) {
                         Ok(0) => return Err(bad_gateway(io::Error::new(
                             io::ErrorKind::UnexpectedEof,
