@@ -165,3 +165,22 @@ impl Drop for Browser {
         let _ = self.process.wait();
     }
 }
+
+/// RFC 4648 section 4, for what the browser makes: without line ends.
+pub(crate) fn from_base64(text: &str) -> Vec<u8> {
+    let six = |letter: u8| match letter {
+        b'A'..=b'Z' => letter - b'A',
+        b'a'..=b'z' => letter - b'a' + 26,
+        b'0'..=b'9' => letter - b'0' + 52,
+        b'+' => 62,
+        b'/' => 63,
+        other => panic!("{other} is no letter of base64"),
+    };
+    let letters = text.trim_end_matches('=').as_bytes();
+    let groups = letters.chunks(4).flat_map(|group| {
+        let bits =
+            group.iter().fold(0u32, |bits, letter| bits << 6 | u32::from(six(*letter))) << (6 * (4 - group.len()));
+        bits.to_be_bytes().into_iter().skip(1).take(group.len() - 1).collect::<Vec<_>>()
+    });
+    groups.collect()
+}

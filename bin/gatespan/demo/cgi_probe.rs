@@ -5,13 +5,14 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::Duration;
 
 use bytes::BytesMut;
-use gatespan::application::Input;
+use gatespan::application::{Errors, Input};
 use gatespan::{Application, Body, Environ, Error, StartResponse};
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStderr, ChildStdin, Command};
 use tokio_util::sync::CancellationToken;
 
 use super::relay::{Answer, bad_gateway, relay};
@@ -21,6 +22,9 @@ pub(crate) const MARKER: &str = "GATESPAN_DEMO_SCRIPT";
 
 /// How much of a script's answer is read at once, in bytes.
 const BLOCK: usize = 64 * 1024;
+
+/// How long the last lines of a script's standard error are waited for.
+const LOG_LIMIT: Duration = Duration::from_millis(200);
 
 /// Runs this program as a CGI script.
 #[derive(Debug, Clone)]
@@ -51,23 +55,45 @@ impl Application for CgiProbe {
             .env(MARKER, "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // The script's standard error is the server's log.
-            .stderr(Stdio::inherit())
+            .stderr(Stdio::piped())
             // Ctrl-C in a terminal is for the demo; it tells its scripts itself.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
             .map_err(bad_gateway)?;
         let stdin = child.stdin.take();
+        let mut log = ScriptLog {
+            lines: child.stderr.take().map(|stderr| BufReader::new(stderr).lines()),
+            errors: environ.errors(),
+        };
         let stop = self.stop.clone();
         relay(&start_response, move |mut answer| async move {
             let ended = tokio::select! {
                 ended = receive(&mut child, &mut answer, stop) => ended,
                 error = send(stdin, input) => Err(error),
+                error = async { log.pass_on().await; std::future::pending().await } => Err(error),
             };
+            // What the script said last, which may be why it failed.
+            let _ = tokio::time::timeout(LOG_LIMIT, log.pass_on()).await;
             (answer, ended)
         })
         .await
+    }
+}
+
+/// A script's standard error, which is for the server's log.
+struct ScriptLog {
+    lines: Option<Lines<BufReader<ChildStderr>>>,
+    errors: Errors,
+}
+
+impl ScriptLog {
+    /// Passes on lines until there are no more. Cancel-safe.
+    async fn pass_on(&mut self) {
+        let Some(lines) = &mut self.lines else { return };
+        while let Ok(Some(line)) = lines.next_line().await {
+            self.errors.line(line);
+        }
     }
 }
 

@@ -126,7 +126,7 @@ fn ways(html: &mut String, seen: &[Seen; 3]) {
     html.push_str("<div class=\"ways\">\n");
     for seen in seen {
         let (class, label) = (&seen.prefix[1..], seen.label);
-        let _ = write!(html, "<article class=\"way {class}\"><h3>{label}</h3>\n");
+        let _ = writeln!(html, "<article class=\"way {class}\"><h3>{label}</h3>");
         let _ = write!(html, "<p class=\"how\">{}</p>\n<pre", Text(&seen.how));
         match &seen.answer {
             Ok(answer) => {
@@ -155,10 +155,10 @@ fn streams(html: &mut String, seen: &[Seen; 3]) {
     );
     for seen in seen {
         let (class, label) = (&seen.prefix[1..], seen.label);
-        let _ = write!(
+        let _ = writeln!(
             html,
             "<article class=\"way {class}\" data-stream=\"{}/events\"><h3>{label} <span \
-             class=\"state\">closed</span></h3>\n",
+             class=\"state\">closed</span></h3>",
             seen.prefix
         );
         html.push_str(
