@@ -160,7 +160,12 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // Its other processes end when it does. A test that failed may have found it gone.
+        // Asked to end, it takes its other processes along, which write to the profile until then. A test that failed may have found it gone.
+        let _ = self.commands.write_all(b"{\"id\":0,\"method\":\"Browser.close\"}\0");
+        let asked = Instant::now();
+        while asked.elapsed() < Duration::from_secs(3) && matches!(self.process.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
