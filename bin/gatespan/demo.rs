@@ -62,7 +62,7 @@ Examples:
   gatespan demo -v                                with a log of what happens
 
 While it runs:
-  curl http://127.0.0.1:8080/cgi/environ          one answer without the page: /http, /fastcgi or /cgi
+  curl http://127.0.0.1:8080/cgi/environ          what a CGI script is told (or /http, /fastcgi)
   curl -N http://127.0.0.1:8080/fastcgi/events    the event stream
   curl -T file http://127.0.0.1:8080/cgi/upload   a file's length and checksum";
 

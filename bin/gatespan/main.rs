@@ -34,8 +34,10 @@ Examples:
   gatespan completions bash         a completion script for the shell
   gatespan man demo | man -l -      the manual page of a command
 
-Exit codes: 0 all went well; 1 something failed, and standard error says what; 2 the command line could not be
-understood.";
+Exit codes:
+  0  all went well
+  1  something failed, and standard error says what
+  2  the command line could not be understood";
 
 fn main() -> ExitCode {
     // As a script of the demo the process has no command line of its own: what is there came with a request.
