@@ -211,7 +211,7 @@ async fn a_head_and_a_small_body_are_one_record() {
 async fn large_bodies_stream_both_ways() {
     const LEN: usize = 8 << 20;
     let (mut client, served) = connect_unix(echo, config());
-    let body: Bytes = (0..LEN).map(|at| (at * 31 >> 8) as u8).collect();
+    let body: Bytes = (0..LEN).map(|at| ((at * 31) >> 8) as u8).collect();
     let id = client.post("/", LEN, false);
     client.end.stdin(id, body.clone());
     client.end.end_stdin(id);
