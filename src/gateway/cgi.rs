@@ -135,7 +135,7 @@ pub async fn serve_process<A: Application>(
                 None | Some(0) => environ,
                 Some(length) => {
                     let descriptor = Descriptor::new(stdin, Interest::READABLE).map_err(of(0))?;
-                    let source = Stdin { descriptor, block_size: config.block_size };
+                    let source = Stdin { descriptor, block_size: config.block_size, remaining: length };
                     environ.with_input(Input::from_source(source, Some(length)))
                 }
             };
@@ -277,15 +277,19 @@ impl Output {
 struct Stdin {
     descriptor: Descriptor,
     block_size: usize,
+    /// What CONTENT_LENGTH leaves to be read. Whatever is behind that may be somebody else's.
+    remaining: u64,
 }
 
 impl Source for Stdin {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, InputError>>> {
-        let mut block = BytesMut::zeroed(self.block_size);
+        let len = usize::try_from(self.remaining).unwrap_or(usize::MAX).min(self.block_size.max(1));
+        let mut block = BytesMut::zeroed(len);
         match ready!(self.descriptor.poll_read(cx, &mut block)) {
             Ok(0) => Poll::Ready(None),
             Ok(len) => {
                 block.truncate(len);
+                self.remaining -= len as u64;
                 Poll::Ready(Some(Ok(block.freeze())))
             }
             Err(error) => Poll::Ready(Some(Err(error.into()))),
