@@ -197,7 +197,8 @@ async fn the_environ_is_what_rfc_3875_says() {
             "SERVER_PROTOCOL=HTTP/1.1",
             &software,
             "SERVER_NAME=Example.org",
-            "SERVER_PORT=8000",
+            // The port is the one that the request came to (RFC 3875 4.1.15), whatever Host says.
+            "SERVER_PORT=8080",
             "SERVER_ADDR=192.0.2.1",
             "REQUEST_METHOD=POST",
             "REQUEST_SCHEME=http",
@@ -223,7 +224,7 @@ async fn a_request_without_a_body_has_no_content_variables_and_always_a_query_st
     let variables = variables_of(&get("/")).await;
     assert_has(
         &variables,
-        &["QUERY_STRING=", "REQUEST_URI=/", "PATH_INFO=/", "SERVER_NAME=example.org", "SERVER_PORT=80"],
+        &["QUERY_STRING=", "REQUEST_URI=/", "PATH_INFO=/", "SERVER_NAME=example.org", "SERVER_PORT=8080"],
     );
     assert_lacks(&variables, "CONTENT_LENGTH");
     assert_lacks(&variables, "CONTENT_TYPE");
@@ -249,7 +250,7 @@ async fn an_absolute_target_is_reduced_to_its_path_and_its_host_counts() {
             "PATH_INFO=/p",
             "HTTP_HOST=real.example:81",
             "SERVER_NAME=real.example",
-            "SERVER_PORT=81",
+            "SERVER_PORT=8080",
         ],
     );
     assert_eq!(variables.iter().filter(|variable| variable.starts_with("HTTP_HOST=")).count(), 1);
@@ -745,18 +746,18 @@ async fn bad_request_lines_and_fields_are_400() {
 
 #[tokio::test]
 async fn good_hosts_are_taken_apart() {
-    for (host, name, port) in [
-        ("a", "a", "80"),
-        ("a:", "a", "80"),
-        ("a.b-c_d:8080", "a.b-c_d", "8080"),
-        ("[::1]", "[::1]", "80"),
-        ("[2001:db8::1]:81", "[2001:db8::1]", "81"),
-        ("127.0.0.1:65535", "127.0.0.1", "65535"),
-        ("", "192.0.2.1", "8080"),
+    for (host, name) in [
+        ("a", "a"),
+        ("a:", "a"),
+        ("a.b-c_d:8080", "a.b-c_d"),
+        ("[::1]", "[::1]"),
+        ("[2001:db8::1]:81", "[2001:db8::1]"),
+        ("127.0.0.1:65535", "127.0.0.1"),
+        ("", "192.0.2.1"),
     ] {
         let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
         let variables = variables_of(&request).await;
-        assert_has(&variables, &[&format!("SERVER_NAME={name}"), &format!("SERVER_PORT={port}")]);
+        assert_has(&variables, &[&format!("SERVER_NAME={name}")]);
     }
 }
 

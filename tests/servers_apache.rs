@@ -3,6 +3,7 @@
 mod support;
 
 use std::net::SocketAddr;
+use std::process::Command;
 
 use support::client::{Client, Upload};
 use support::process::{Listening, Scratch, Server, free_address, program};
@@ -54,4 +55,26 @@ async fn mod_proxy_fcgi_over_tcp_closed_each_time() {
     let (apache, address) = apache(&scratch, "apache/proxy_fcgi.conf", &values);
     let servers = vec![apache, application];
     table::everything(&Front { name: "apache/proxy_fcgi/tcp", address, scratch, servers }).await;
+}
+
+/// mod_authnz_fcgi asks over TCP, and takes 200 for a right password.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mod_authnz_fcgi_asks_the_authorizer() {
+    let scratch = Scratch::new();
+    scratch.write("htdocs/secret.txt", "the secret\n");
+    let listening = free_address();
+    let mut command = Command::new(scratch.program("authorizer", "cgi-bin/authorizer"));
+    command.arg(format!("fastcgi://{listening}"));
+    let _authorizer = Server::start(&scratch, "authorizer", command, &[]).ready_on(listening);
+    let values = [("AUTHORIZER_PORT", &*listening.port().to_string())];
+    let (_apache, address) = apache(&scratch, "apache/authnz_fcgi.conf", &values);
+    // alice:rabbit, alice:wrong, nobody
+    for (credentials, status) in [(Some("YWxpY2U6cmFiYml0"), 200), (Some("YWxpY2U6d3Jvbmc="), 401), (None, 401)] {
+        let value = credentials.map(|credentials| format!("Basic {credentials}"));
+        let headers: Vec<(&str, &str)> = value.iter().map(|value| ("Authorization", value.as_str())).collect();
+        let mut client = Client::connect(address).await.expect("Apache accepts connections");
+        let answer = client.send("GET", "/secret.txt", &headers, Upload::Nothing).await.expect("an answer comes");
+        assert_eq!(answer.status, status, "{credentials:?}: {}", answer.text());
+        assert_eq!(answer.text() == "the secret\n", status == 200, "{credentials:?}: {}", answer.text());
+    }
 }

@@ -105,6 +105,7 @@ async fn cgi_fcgi(connect: &str, path: &str, query: &str, body: &[u8]) -> Output
     command.env("REQUEST_METHOD", if body.is_empty() { "GET" } else { "POST" });
     command.env("SCRIPT_NAME", "/app").env("PATH_INFO", path).env("QUERY_STRING", query);
     command.env("CONTENT_LENGTH", body.len().to_string()).env("SERVER_PROTOCOL", "HTTP/1.1");
+    command.env("SERVER_NAME", "localhost").env("SERVER_PORT", "80");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("cgi-fcgi starts");
     let mut stdin = child.stdin.take().expect("its input is a pipe");

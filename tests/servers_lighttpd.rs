@@ -4,6 +4,7 @@ mod support;
 
 use std::net::SocketAddr;
 
+use support::client::{Client, Upload};
 use support::process::{Scratch, Server, free_address, program};
 use support::{Front, table};
 
@@ -41,4 +42,19 @@ async fn mod_fastcgi_starts_the_application_and_collects_bodies() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mod_fastcgi_starts_the_application_and_streams_bodies() {
     everything("lighttpd/fastcgi/streamed", "lighttpd/fastcgi.conf", "2").await;
+}
+
+/// lighttpd starts the authorizer itself, and passes its refusal on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mod_fastcgi_asks_the_authorizer() {
+    let scratch = Scratch::new();
+    scratch.write("htdocs/secret.txt", "the secret\n");
+    scratch.program("authorizer", "cgi-bin/authorizer");
+    let (_lighttpd, address) = lighttpd(&scratch, "lighttpd/authorizer.conf", "2");
+    for (token, status, text) in [("swordfish", 200, "the secret\n"), ("herring", 401, "Who is there?\n")] {
+        let mut client = Client::connect(address).await.expect("lighttpd accepts connections");
+        let answer = client.send("GET", "/secret.txt", &[("X-Token", token)], Upload::Nothing).await;
+        let answer = answer.expect("an answer comes");
+        assert_eq!((answer.status, answer.text().as_str()), (status, text), "{token}");
+    }
 }

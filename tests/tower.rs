@@ -72,11 +72,7 @@ async fn the_connection_comes_from_the_extensions_or_the_service() {
         let mark = environ.extensions().get::<&'static str>().copied().unwrap_or("no mark");
         Ok::<_, Error>(format!("{} {mark}", environ.text("REMOTE_ADDR")?.unwrap_or("nobody")))
     };
-    let connection = |address: &str| {
-        let mut connection = Connection::default();
-        connection.peer = Peer::Ip(address.parse().unwrap());
-        connection
-    };
+    let connection = |address: &str| Connection { peer: Peer::Ip(address.parse().unwrap()), ..Connection::default() };
     let service = EnvironService::new(application).with_connection(connection("192.0.2.1:1"));
     let mut request = Request::new(empty());
     request.extensions_mut().insert(connection("192.0.2.2:2"));
@@ -342,6 +338,7 @@ async fn a_router_that_is_an_application_that_is_a_service_answers_as_the_router
             post(async |headers: HeaderMap, body: Bytes| {
                 let mut response = Response::new(axum::body::Body::from(body));
                 *response.status_mut() = StatusCode::CREATED;
+                response.headers_mut().append("content-type", "text/css".parse().unwrap());
                 for value in headers.get_all("x-in") {
                     response.headers_mut().append("x-out", value.clone());
                 }

@@ -328,6 +328,7 @@ mod tests {
     }
 
     #[tokio::test]
+    #[expect(clippy::await_holding_lock, reason = "the lock is a gate for other threads: no task waits for it")]
     async fn one_request_more_than_run_and_wait_is_refused() {
         let gate = Arc::new(Mutex::new(()));
         let (closed, inside) = (gate.lock().unwrap(), gate.clone());

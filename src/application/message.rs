@@ -809,3 +809,53 @@ fn input_error(error: Box<dyn StdError + Send + Sync>) -> InputError {
     }
     InputError::Io(io::Error::other(error))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn variables_of(uri: &str, host: Option<&str>, connection: &Connection) -> Result<Variables, RequestError> {
+        let mut request = http::Request::builder().uri(uri);
+        if let Some(host) = host {
+            request = request.header("host", host);
+        }
+        variables(&request.body(()).unwrap().into_parts().0, connection)
+    }
+
+    #[test]
+    fn without_a_local_address_the_port_is_the_one_that_the_client_asked_for() {
+        let secure = Connection { https: true, ..Connection::default() };
+        for (connection, host, name, port) in [
+            (Connection::default(), Some("a:81"), "a", "81"),
+            (Connection::default(), Some("a"), "a", "80"),
+            (Connection::default(), None, "localhost", "80"),
+            (secure.clone(), Some("[::1]:8443"), "[::1]", "8443"),
+            (secure, Some("a"), "a", "443"),
+        ] {
+            let variables = variables_of("/", host, &connection).unwrap();
+            assert_eq!(variables.get(b"SERVER_NAME"), Some(name.as_bytes()), "{host:?}");
+            assert_eq!(variables.get(b"SERVER_PORT"), Some(port.as_bytes()), "{host:?}");
+        }
+    }
+
+    #[test]
+    fn a_client_has_an_address_over_ip_and_over_a_unix_socket() {
+        for (peer, address) in [
+            (Peer::Ip("[::ffff:192.0.2.1]:5".parse().unwrap()), Some(&b"192.0.2.1"[..])),
+            (Peer::Ip("[2001:db8::1]:5".parse().unwrap()), Some(b"2001:db8::1")),
+            (Peer::Unix { uid: None, pid: None }, Some(b"unix:")),
+            (Peer::Unknown, None),
+        ] {
+            let connection = Connection { peer, ..Connection::default() };
+            assert_eq!(variables_of("/", None, &connection).unwrap().get(b"REMOTE_ADDR"), address);
+        }
+    }
+
+    #[test]
+    fn paths_are_decoded_byte_by_byte() {
+        assert_eq!(decode_path("/a%2Fb%c3%BC%ff+").unwrap(), b"/a/b\xc3\xbc\xff+");
+        for path in ["/%", "/%0", "/%g0", "/%0g", "/%\u{fc}", "/%00", "/%+1"] {
+            assert!(decode_path(path).is_err(), "{path}");
+        }
+    }
+}

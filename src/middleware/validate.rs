@@ -847,7 +847,7 @@ mod tests {
                 assert_eq!(error.status(), 500);
                 assert_eq!(*told.lock().unwrap(), [], "{rule}");
             } else if !rule.is_must() {
-                result.expect(rule.name());
+                assert!(result.is_ok(), "{rule}");
                 assert_eq!(*told.lock().unwrap(), [rule]);
             }
         }

@@ -9,6 +9,7 @@ use std::{env, fs, process};
 
 use futures_util::stream::{self, StreamExt};
 use gatespan::application::{Body, Environ, Error, StartResponse};
+use gatespan::middleware::validate;
 use sha2::{Digest, Sha256};
 use tokio::time::sleep;
 
@@ -22,8 +23,11 @@ const BINARY: (&str, &str) = ("Content-Type", "application/octet-stream");
 fn main() -> ExitCode {
     let mut options = gatespan::gateway::Options::default();
     // One binary for all: the test of a web server that sends several requests at once asks for this.
-    options.fastcgi.multiplex = env::var_os("GATESPAN_FASTCGI_MULTIPLEX").is_some_and(|value| value == "1");
-    gatespan::run_with(gatespan::middleware::validate(conformance), options)
+    if env::var_os("GATESPAN_FASTCGI_MULTIPLEX").is_some_and(|value| value == "1") {
+        options.fastcgi.announce_multiplexing = true;
+        options.fastcgi.max_requests_per_connection = 16;
+    }
+    gatespan::run_with(validate(conformance), options)
 }
 
 /// Web servers mount it at `/app`; on a port of its own, it is at the root and sees the `/app` itself.

@@ -116,7 +116,9 @@ impl Config {
         ApplicationEnd::new(Settings {
             roles: self.roles,
             announced_connections: announced(self.max_connections),
-            announced_requests: announced(self.max_requests),
+            // By FastCGI 4.1 it is the number for the application. The one common client that asks, HAProxy, takes it for the number
+            // on this connection, over its own setting.
+            announced_requests: announced(self.max_requests.min(self.max_requests_per_connection)),
             announces_multiplexing: self.announce_multiplexing,
             max_params_len: self.max_params_len,
             max_params_count: self.max_params_count,
