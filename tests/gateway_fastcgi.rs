@@ -448,6 +448,7 @@ async fn a_half_closed_unix_socket_gets_its_answer() {
     notify.notify_one();
     assert_eq!(client.answer(id).await.body(), b"/slow");
     assert!(client.is_closed().await);
+    drop(client);
     soon(served).await.unwrap().unwrap();
 }
 
@@ -570,6 +571,7 @@ async fn five_megabytes_that_are_not_read_do_not_cost_the_answer() {
             assert!(client.answer(id).await.is_complete());
         }
         assert!(client.is_closed().await);
+        drop(client);
         soon(served).await.unwrap().unwrap();
     }
 }
@@ -794,6 +796,7 @@ async fn a_role_that_the_application_does_not_have_is_unknown_role_whatever_foll
     client.flush().await;
     assert_eq!(client.answer(id).await.end, Some((0, ProtocolStatus::UnknownRole)));
     assert!(client.is_closed().await);
+    drop(client);
     soon(served).await.unwrap().unwrap();
 }
 
@@ -824,6 +827,7 @@ async fn an_authorizer_sends_its_variables_and_waits_for_no_stdin() {
         assert!(answer.text().contains("\r\nVariable-AUTH_METHOD: database\r\n"));
     }
     assert!(client.is_closed().await);
+    drop(client);
     soon(served).await.unwrap().unwrap();
 }
 
@@ -856,6 +860,7 @@ async fn a_filter_that_leaves_its_file_unread_gets_its_answer_out() {
     client.flush().await;
     assert!(client.answer(id).await.is_complete());
     assert!(client.is_closed().await);
+    drop(client);
     soon(served).await.unwrap().unwrap();
 }
 
@@ -908,6 +913,7 @@ async fn an_error_after_the_head_cuts_its_own_request_and_the_others_finish() {
     assert_eq!((cut.end, cut.body()), (None, &b"some"[..]));
     assert!(cut.errors().contains("the disk is full"), "{}", cut.errors());
     assert!(client.is_closed().await);
+    drop(client);
     soon(served).await.unwrap().unwrap();
 }
 

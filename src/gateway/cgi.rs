@@ -322,7 +322,9 @@ struct Stdin {
 impl Source for Stdin {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, InputError>>> {
         let Some(descriptor) = &self.descriptor else { return Poll::Ready(None) };
-        let mut block = BytesMut::zeroed(self.block_size);
+        // Whatever is behind CONTENT_LENGTH may be somebody else's.
+        let len = usize::try_from(self.unread).unwrap_or(usize::MAX).min(self.block_size.max(1));
+        let mut block = BytesMut::zeroed(len);
         match ready!(descriptor.poll_read(cx, &mut block)) {
             Ok(0) => {
                 self.unread = 0;

@@ -181,12 +181,9 @@ impl Start {
                 for (gateway, socket, number) in sockets {
                     listeners.push((gateway, Listener::from_descriptor(socket, number)?));
                 }
-                let mut options = options;
+                // Whoever hands sockets over may have given them to several processes.
                 #[cfg(feature = "fastcgi")]
-                {
-                    // Whoever hands sockets over may have given them to several processes.
-                    options.fastcgi.multiprocess = true;
-                }
+                let options = Options { fastcgi: fastcgi::Config { multiprocess: true, ..options.fastcgi }, ..options };
                 serve_all(listeners, false, application, options).await
             }),
             Self::Addresses(addresses) => runtime(options.threads)?.block_on(async {
@@ -261,6 +258,10 @@ async fn serve_all<A: Application>(
     result
 }
 
+#[cfg_attr(
+    not(any(feature = "fastcgi", feature = "http")),
+    expect(unused_variables, reason = "without a gateway for it there is nothing to do with a listener")
+)]
 async fn serve_one<A: Application>(
     gateway: Gateway,
     listener: Listener,
