@@ -357,7 +357,8 @@ async fn discard(descriptor: &Descriptor, mut len: u64, block_size: usize) {
     }
     let mut block = vec![0; block_size];
     while len > 0 {
-        match poll_fn(|cx| descriptor.poll_read(cx, &mut block)).await {
+        let room = usize::try_from(len).unwrap_or(usize::MAX).min(block_size);
+        match poll_fn(|cx| descriptor.poll_read(cx, &mut block[..room])).await {
             Ok(read @ 1..) => len = len.saturating_sub(read as u64),
             _ => return,
         }
