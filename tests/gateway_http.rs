@@ -745,6 +745,22 @@ async fn bad_request_lines_and_fields_are_400() {
 }
 
 #[tokio::test]
+async fn why_a_request_was_refused_is_in_the_log_under_the_id_on_its_page() {
+    for (request, why) in [
+        ("GET /a%zz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", "expected two hexadecimal digits after each %"),
+        ("GET / HTTP/1.1\r\nHost: a b\r\nConnection: close\r\n\r\n", "expected a host and a port, got \"a b\""),
+        ("GET / HTTP/1.1\r\nConnection: close\r\n\r\n", "expected one Host, got 0"),
+    ] {
+        let kept = Arc::new(Kept::default());
+        let config = Config { errors: Errors::new(kept.clone()), ..Config::default() };
+        let answer = connect(variables, config).ask(request).await;
+        let (_, id) = body_of(&answer).split_once("request ").unwrap_or_else(|| panic!("no id: {answer}"));
+        let log = kept.0.lock().unwrap();
+        assert!(log.starts_with(&format!("request {} answered with 400: {why}", id.trim_end())), "{log}");
+    }
+}
+
+#[tokio::test]
 async fn good_hosts_are_taken_apart() {
     for (host, name) in [
         ("a", "a"),

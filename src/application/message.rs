@@ -407,9 +407,17 @@ impl Call {
         }
     }
 
-    /// An answer without calling the application: a page with that status, and fields for its head.
-    pub(crate) fn page(self, status: u16, method: &Method, fields: &[(&str, &str)]) -> Answering {
+    /// An answer without calling the application: a page with that status, and fields for its head. The log learns why, under the
+    /// request id that is on the page.
+    pub(crate) fn page(
+        self,
+        status: u16,
+        method: &Method,
+        fields: &[(&str, &str)],
+        why: &dyn fmt::Display,
+    ) -> Answering {
         let request = Environ::new(Variables::new()).with_server(self.server).with_errors(self.errors);
+        request.errors().line(format_args!("request {} answered with {status}: {why}", request.request_id()));
         let mut response = driver::error_page(status, request.request_id(), method == Method::HEAD);
         for (name, value) in fields {
             response.head.headers.push(name, value);
@@ -420,8 +428,7 @@ impl Call {
     }
 
     pub(crate) fn refuse(self, head: &Parts, error: &RequestError) -> Answering {
-        tracing::info!(status = error.status(), peer = ?self.server.peer, "a request was refused: {error}");
-        self.page(error.status(), &head.method, &[])
+        self.page(error.status(), &head.method, &[], error)
     }
 }
 

@@ -356,8 +356,8 @@ impl<A: Application> hyper::service::Service<Request<Incoming>> for Requests<A> 
         // RFC 9112 3.2: HTTP/1.1 names its host, whatever it is.
         let is_hostless = request.version() == Version::HTTP_11 && !request.headers().contains_key(header::HOST);
         let answering = if running > config.max_requests {
-            tracing::warn!("{} requests run already; one more was answered with 503", config.max_requests);
-            call.page(503, request.method(), &[("Retry-After", "1")])
+            let why = format_args!("{} run already", config.max_requests);
+            call.page(503, request.method(), &[("Retry-After", "1")], &why)
         } else if is_hostless {
             call.refuse(&request.into_parts().0, &RequestError::HostCount(0))
         } else {
