@@ -57,7 +57,7 @@ impl Default for ListenOptions {
 #[non_exhaustive]
 pub enum ListenError {
     /// The host has no address.
-    #[error("{endpoint}: the host could not be resolved")]
+    #[error("{}: the host could not be resolved", place(endpoint))]
     Resolve {
         /// What was asked for.
         endpoint: Endpoint,
@@ -65,7 +65,7 @@ pub enum ListenError {
         source: io::Error,
     },
     /// The system refused.
-    #[error("{endpoint}: could not listen there")]
+    #[error("{}: could not listen there", place(endpoint))]
     Bind {
         /// What was asked for.
         endpoint: Endpoint,
@@ -73,10 +73,10 @@ pub enum ListenError {
         source: io::Error,
     },
     /// Another process answers there.
-    #[error("{0}: another server answers on this socket; stop it first, or choose another path")]
+    #[error("{}: another server answers on this socket; stop it first, or choose another path", place(.0))]
     Live(Endpoint),
     /// Something that is no socket is at the path.
-    #[error("{0}: there is a file of that name that is no socket; it was left alone")]
+    #[error("{}: there is a file of that name that is no socket; it was left alone", place(.0))]
     NoSocket(Endpoint),
     /// A descriptor that was handed over is no listening stream socket.
     #[error("descriptor {descriptor} was expected to be a listening stream socket (TCP or Unix)")]
@@ -86,6 +86,11 @@ pub enum ListenError {
         /// Why.
         source: io::Error,
     },
+}
+
+/// An endpoint as people write it, without what separates it from a scheme.
+fn place(endpoint: &Endpoint) -> String {
+    endpoint.to_string().trim_start_matches("//").into()
 }
 
 impl Listener {
