@@ -97,11 +97,30 @@ fn what_fails_is_exit_code_1_with_its_causes_on_standard_error() {
     assert!(message.contains("expected one of the commands demo, completions, man"), "{message}");
 
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("http://{}", taken.local_addr().unwrap());
-    let output = gatespan(&["demo", "--listen", &address]);
+    let taken = taken.local_addr().unwrap();
+    let output = gatespan(&["demo", "--listen", &format!("http://{taken}")]);
     assert_eq!(output.status.code(), Some(1));
     let message = String::from_utf8(output.stderr).unwrap();
-    assert!(message.starts_with("gatespan: ") && message.contains("could not listen there: "), "{message}");
+    assert!(message.starts_with(&format!("gatespan: {taken}: could not listen there: ")), "{message}");
+}
+
+/// A web server that makes arguments of a query (RFC 3875 4.4) would let any client choose the command.
+#[test]
+fn cve_2012_1823_no_argument_is_read_from_a_web_server() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [&["man", "--folder", folder.path().to_str().unwrap()][..], &["--help"], &["demo"], &[]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_gatespan"))
+            .args(arguments)
+            .env("GATEWAY_INTERFACE", "CGI/1.1")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let answer = String::from_utf8(output.stdout).unwrap();
+        assert!(answer.starts_with("Status: 500 Internal Server Error\r\nContent-Type: text/plain"), "{answer}");
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("GATEWAY_INTERFACE"), "{arguments:?}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
 #[test]

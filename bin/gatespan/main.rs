@@ -44,6 +44,9 @@ fn main() -> ExitCode {
     if demo::is_cgi_script() {
         return demo::answer_as_cgi_script();
     }
+    if std::env::var_os("GATEWAY_INTERFACE").is_some() {
+        return refuse_as_cgi_script();
+    }
     // Ends the process with 0 for --help and --version and with 2 for what it does not understand.
     let cli = Cli::parse();
     cli.logging.start();
@@ -61,6 +64,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A web server has started the tool as a CGI script. Its arguments may be a client's query (RFC 3875 4.4), so that none of them is read.
+fn refuse_as_cgi_script() -> ExitCode {
+    let page = "Status: 500 Internal Server Error\r\nContent-Type: text/plain\r\n\r\n500 Internal Server Error\n";
+    let _ = io::Write::write_all(&mut io::stdout().lock(), page.as_bytes());
+    let why = "gatespan: expected to be started from a command line, got GATEWAY_INTERFACE, which says that a web server did\n";
+    let _ = io::Write::write_all(&mut io::stderr().lock(), why.as_bytes());
+    ExitCode::FAILURE
 }
 
 /// Whether whoever read the output has seen enough, as `head` does. That is no failure of ours.
