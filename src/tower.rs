@@ -115,7 +115,10 @@ where
     }
 }
 
-/// A service as an application, with whatever gateway: `gatespan::run(from_service(router))`.
+/// A service as an application, with whatever gateway: `gatespan::run(from_service(router).below_script_name())`.
+///
+/// Without `below_script_name` a router's paths must begin with the path at which a web server has put the program, such as
+/// `/cgi-bin/app`, or it answers everything with 404.
 ///
 /// The request's URI is REQUEST_URI's path where that is SCRIPT_NAME and PATH_INFO, else those two encoded; either way the path as the
 /// client sees it. [`ServiceApplication::below_script_name`] takes PATH_INFO only. The request's extensions are the environ's, with a

@@ -29,6 +29,12 @@ impl Default for Limit {
 
 /// Keeps an application to a [`Limit`]. A request that is answered with 503 does not reach it.
 ///
+/// ```
+/// # use gatespan::{application::{Body, Environ, Error, StartResponse}, middleware::{Limit, limit}};
+/// # async fn shop(_: Environ, _: StartResponse) -> Result<Body, Error> { Ok(Body::empty()) }
+/// let narrow = limit(shop, Limit { concurrent: 10, ..Limit::default() });
+/// ```
+///
 /// A slow client holds its place as long as its body is under way: put [`timeout`](super::timeout()) inside to end that.
 pub fn limit<A: Application>(application: A, limit: Limit) -> Limited<A> {
     let concurrent = limit.concurrent.max(1);

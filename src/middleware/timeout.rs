@@ -27,6 +27,14 @@ pub struct Limits {
 
 /// Gives an application up when it takes longer than its [`Limits`]: 504 as long as the head is not sent, afterwards the response is
 /// cut. Its environ's cancellation is pulled, and its body closed.
+///
+/// ```
+/// # use gatespan::{application::{Body, Environ, Error, StartResponse}, middleware::{Limits, timeout}};
+/// # async fn shop(_: Environ, _: StartResponse) -> Result<Body, Error> { Ok(Body::empty()) }
+/// use std::time::Duration;
+///
+/// let patient = timeout(shop, Limits { head: Some(Duration::from_secs(10)), ..Limits::default() });
+/// ```
 pub fn timeout<A: Application>(application: A, limits: Limits) -> Timeout<A> {
     Timeout { application: Arc::new(application), limits }
 }
