@@ -162,6 +162,24 @@ async fn each_path_is_its_gateway_and_the_application_is_the_same() {
 }
 
 #[tokio::test]
+async fn cve_2014_6271_a_function_definition_is_text_and_httpoxy_stays_outside() {
+    let demo = Demo::start();
+    let mark = demo.folder.path().join("mark");
+    let definition = format!("() {{ :; }}; touch {0}; `touch {0}`; $(touch {0})", mark.display());
+    for gateway in GATEWAYS {
+        let request = Request::get(demo.url(&format!("{gateway}/environ")))
+            .header("X-Definition", &definition)
+            .header("Proxy", "http://evil.example");
+        let (status, text) = text(demo.send(request.body(Full::default()).unwrap()).await).await;
+        assert_eq!(status, 200, "{text}");
+        let variables = serde_json::from_str::<serde_json::Value>(&text).unwrap()["variables"].take();
+        assert_eq!(variables["HTTP_X_DEFINITION"], definition, "{gateway}");
+        assert_eq!(variables["HTTP_PROXY"], serde_json::Value::Null, "{gateway}");
+    }
+    assert!(!mark.exists(), "something was run");
+}
+
+#[tokio::test]
 async fn paths_that_are_not_there_and_methods_that_do_not_fit_are_told_so() {
     let demo = Demo::start();
     for (path, status) in [("/nothing", 404), ("/httpx", 404), ("/http/x", 404), ("/fastcgi/x", 404), ("/cgi/x", 404)] {
