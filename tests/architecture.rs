@@ -58,6 +58,22 @@ fn the_folders_inside_protocol_do_not_import_each_other() {
 }
 
 #[test]
+fn what_the_documents_link_to_is_there() {
+    for document in ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"] {
+        let text =
+            fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(document)).expect("the document is there");
+        let targets = text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target);
+        for target in targets.filter(|target| !target.starts_with("http") && !target.starts_with('#')) {
+            let path = target.split('#').next().unwrap_or_default();
+            assert!(
+                Path::new(env!("CARGO_MANIFEST_DIR")).join(path).exists(),
+                "{document} links to {target}, which is not there"
+            );
+        }
+    }
+}
+
+#[test]
 fn clap_and_anyhow_live_in_the_tool() {
     for (file, text) in sources("src") {
         for library in ["clap", "clap_complete", "clap_mangen", "anyhow", "tracing_subscriber"] {
