@@ -1,5 +1,6 @@
 //! HTTP messages and the waist: how a request becomes an environ and a response a body that HTTP can send. The one such
-//! conversion, for the HTTP gateway and for tower.
+//! conversion, for the HTTP gateway and for tower, which shows the types of it that its users meet.
+#![cfg_attr(not(feature = "tower"), allow(unreachable_pub, reason = "only tower shows them"))]
 
 use std::any::Any;
 use std::convert::Infallible;
@@ -33,10 +34,10 @@ use crate::protocol::cgi::{self, names};
 use crate::protocol::fastcgi::Role;
 
 /// SERVER_SOFTWARE, unless somebody says otherwise.
-pub const SERVER_SOFTWARE: &str = concat!("gatespan/", env!("CARGO_PKG_VERSION"));
+pub(crate) const SERVER_SOFTWARE: &str = concat!("gatespan/", env!("CARGO_PKG_VERSION"));
 
 /// How long an application's `close()` may take once nobody waits for it any more, unless told otherwise: 5 seconds.
-pub const DEFAULT_CLOSE_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const DEFAULT_CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a server knows of a request that the request's head does not say. Whoever puts one into the extensions of an
 /// [`http::Request`] speaks for its connection.
@@ -75,8 +76,7 @@ impl Default for Connection {
 
 /// A request that no application is called for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum RequestError {
+pub(crate) enum RequestError {
     /// A `%` in the path without two hexadecimal digits (RFC 3986 2.1).
     #[error("expected two hexadecimal digits after each % of the path, got \"{0}\"")]
     Escape(String),
@@ -118,7 +118,7 @@ pub enum RequestError {
 
 impl RequestError {
     /// The status of the answer.
-    pub fn status(&self) -> u16 {
+    pub(crate) fn status(&self) -> u16 {
         match self {
             Self::Elsewhere(_) => 404,
             Self::TooLarge { .. } => 413,
@@ -133,7 +133,7 @@ impl RequestError {
 /// # Errors
 ///
 /// For requests that have no meaning as variables: see [`RequestError`].
-pub fn variables(head: &Parts, connection: &Connection) -> Result<Variables, RequestError> {
+pub(crate) fn variables(head: &Parts, connection: &Connection) -> Result<Variables, RequestError> {
     let target = Target::of(head)?;
     let mut path = decode_path(target.path)?;
     let script_name = connection.script_name.as_slice();
@@ -609,6 +609,7 @@ pub struct Cut(Error);
 
 impl Cut {
     /// What it failed with.
+    #[cfg_attr(not(feature = "tower"), expect(dead_code, reason = "only tower shows it"))]
     pub fn error(&self) -> &Error {
         &self.0
     }

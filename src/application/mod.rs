@@ -15,7 +15,7 @@ mod class;
 mod blocking;
 pub mod driver;
 #[cfg(any(feature = "http", feature = "tower"))]
-pub mod message;
+pub(crate) mod message;
 
 pub use blocking::{BlockingApplication, Pool, PoolConfig, PoolFull, blocking};
 pub use body::{Body, DEFAULT_BLOCK_SIZE, FileRange, FileReader, Frame, Frames, IntoChunk};
