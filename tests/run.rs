@@ -23,9 +23,10 @@ fn main() -> ExitCode {
         ("listen_fds_are_served_by_their_names", listen_fds_are_served_by_their_names),
         ("listen_fds_for_another_process_are_not_touched", listen_fds_for_another_process),
         ("a_descriptor_of_listen_fds_that_is_no_listener_is_an_error", listen_fds_without_a_listener),
-        ("gateway_interface_is_cgi_whatever_the_arguments", gateway_interface_is_cgi),
+        ("cve_2012_1823_a_cgi_script_reads_no_arguments_and_no_address", gateway_interface_is_cgi),
         ("several_addresses_are_served_at_once", several_addresses_are_served_at_once),
         ("the_environment_names_addresses_where_the_command_line_does_not", the_environment_names_addresses),
+        ("the_environment_says_where_it_is_mounted", the_environment_says_where_it_is_mounted),
         ("without_anything_it_is_http_on_a_printed_address", without_anything_it_is_http),
         ("an_address_that_is_none_is_exit_2_with_a_message", bad_addresses),
         ("help_is_printed", help_is_printed),
@@ -170,6 +171,20 @@ fn the_environment_names_addresses() {
     process.line();
     assert!(fastcgi(connect(&one), "/").ends_with("hello by fastcgi\n"));
     assert!(http(connect(&two), "/").ends_with("hello by http\n"));
+    stop(process);
+}
+
+fn the_environment_says_where_it_is_mounted() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (folder.path().join("1.sock"), folder.path().join("2.sock"));
+    let addresses = format!("fastcgi:{} http:{}", one.display(), two.display());
+    let mut process = Process::start(command(&[("GATESPAN_ADDRESS", &addresses), ("GATESPAN_SCRIPT_NAME", "/app/")]));
+    process.line();
+    process.line();
+    // The path below the mount is the one that counts threads.
+    assert!(fastcgi(connect(&one), "/app/threads").ends_with(" threads"));
+    assert!(http(connect(&two), "/app/threads").ends_with(" threads"));
+    assert!(fastcgi(connect(&one), "/apple").starts_with("Status: 404 "));
     stop(process);
 }
 

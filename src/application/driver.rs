@@ -490,6 +490,9 @@ impl Drop for Running {
     fn drop(&mut self) {
         // Whoever still writes is told that nobody takes it.
         self.announcement.close();
+        // What an application awaits may panic when it is dropped: that costs its own request, not those beside it.
+        let state = std::mem::replace(&mut self.state, State::Over);
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(state)));
     }
 }
 
@@ -674,5 +677,23 @@ mod tests {
             let head = head_of(status, [("Content-Length", "5"), ("ETag", "x")].into(), "hello").await;
             assert_eq!(head.headers.iter().collect::<Vec<_>>(), [(&b"ETag"[..], &b"x"[..])], "{status}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_what_is_dropped_costs_its_own_request_only() {
+        struct Panics;
+        impl Drop for Panics {
+            fn drop(&mut self) {
+                panic!("dropped");
+            }
+        }
+        let app = |_: Environ, _: StartResponse| async {
+            let _panics = Panics;
+            std::future::pending::<()>().await;
+            Ok("")
+        };
+        let mut answering = Box::pin(answer(app, environ("GET")));
+        assert!(futures_util::poll!(&mut answering).is_pending());
+        drop(answering);
     }
 }

@@ -24,8 +24,8 @@ use crate::application::Application;
 /// The environment variable that holds the addresses to listen on, with blanks between them, where the command line names none.
 pub const ADDRESS: &str = "GATESPAN_ADDRESS";
 
-/// The environment variable that says where behind a FastCGI server the application is mounted:
-/// [`fastcgi::Config::script_name`], `/` or an empty value for the root.
+/// The environment variable that says where a FastCGI or HTTP server has the application mounted: its SCRIPT_NAME, `/` or an empty value
+/// for the root. See [`fastcgi::Config::script_name`](super::fastcgi::Config::script_name); a CGI script is told by its web server.
 pub const SCRIPT_NAME: &str = "GATESPAN_SCRIPT_NAME";
 
 /// The port that is tried first when nothing says where to listen; when it is taken, the system chooses one.
@@ -273,22 +273,28 @@ async fn serve_one<A: Application>(
         #[cfg(feature = "fastcgi")]
         Gateway::FastCgi => {
             let mut config = options.fastcgi;
-            if let Some(script_name) = std::env::var_os(SCRIPT_NAME) {
-                let script_name = script_name.into_encoded_bytes();
-                config.script_name = Some(script_name.strip_suffix(b"/").map(<[u8]>::to_vec).unwrap_or(script_name));
-            }
+            config.script_name = mounted_at().or(config.script_name);
             Ok(fastcgi::serve(listener, application, config, shutdown).await?)
         }
         #[cfg(not(feature = "fastcgi"))]
         Gateway::FastCgi => Err(RunError::NotBuilt("FastCGI")),
         #[cfg(feature = "http")]
         Gateway::Http => {
-            http::serve(listener, application, options.http, shutdown).await;
+            let mut config = options.http;
+            config.script_name = mounted_at().unwrap_or(config.script_name);
+            http::serve(listener, application, config, shutdown).await;
             Ok(())
         }
         #[cfg(not(feature = "http"))]
         Gateway::Http => Err(RunError::NotBuilt("HTTP")),
     }
+}
+
+/// What the environment says of where the application is mounted.
+#[cfg(any(feature = "fastcgi", feature = "http"))]
+fn mounted_at() -> Option<Vec<u8>> {
+    let script_name = std::env::var_os(SCRIPT_NAME)?.into_encoded_bytes();
+    Some(script_name.strip_suffix(b"/").map(<[u8]>::to_vec).unwrap_or(script_name))
 }
 
 fn runtime(threads: Option<usize>) -> Result<Runtime, RunError> {

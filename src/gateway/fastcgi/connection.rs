@@ -21,7 +21,7 @@ use crate::application::driver::{self, Response, ResponseBody};
 use crate::application::{Application, Cancellation, Environ, Error, Errors, Frame, Input, Peer, Server, Variables};
 use crate::gateway::listener::{Closed, Transport};
 use crate::protocol::Pairs;
-use crate::protocol::cgi::encode_head;
+use crate::protocol::cgi::{encode_head, encode_head_status_last};
 use crate::protocol::fastcgi::application_end::{Event, RejectError};
 use crate::protocol::fastcgi::name_value::NameValueError;
 use crate::protocol::fastcgi::{ApplicationEnd, ProtocolError, ProtocolStatus, RecordType, RequestId, Role};
@@ -447,10 +447,14 @@ impl<S: Transport, A: Application> Connection<S, A> {
                     let Poll::Ready(Response { head, mut body }) = call.as_mut().poll(cx) else { break };
                     progress = true;
                     self.scratch.clear();
-                    let fields = head.headers.iter();
                     let id = request.id;
-                    if let Err(error) = encode_head(head.status.code(), head.status.reason(), fields, &mut self.scratch)
-                    {
+                    let (code, reason, fields) = (head.status.code(), head.status.reason(), head.headers.iter());
+                    let encoded = match head.headers.contains("Location") {
+                        // HAProxy 2.6 makes a 302 of every status that a Location follows.
+                        true => encode_head_status_last(code, reason, fields, &mut self.scratch),
+                        false => encode_head(code, reason, fields, &mut self.scratch),
+                    };
+                    if let Err(error) = encoded {
                         // Only middleware that changes a head behind the driver's checks gets here.
                         request.state = State::Sending(body);
                         self.cut(index, &error.into(), cx);

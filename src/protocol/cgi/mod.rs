@@ -22,7 +22,7 @@ pub use meta_variables::{
 };
 pub use response_head::{
     FieldError, HeadError, Limits, ResponseHead, ResponseHeadDecoder, ResponseKind, Status, check_field, check_status,
-    encode_head, is_nph, is_nph_name,
+    encode_head, encode_head_status_last, is_nph, is_nph_name,
 };
 pub use status::{allows_body, default_reason};
 

@@ -98,7 +98,11 @@ impl ResponseHead {
     /// When its status or a field would be read as something else (see [`check_status`] and [`check_field`]). Nothing is
     /// written then.
     pub fn encode(&self, out: &mut BytesMut) -> Result<(), FieldError> {
-        let Some(status) = &self.status else { return encode_fields(out.len(), self.headers.iter(), out) };
+        let Some(status) = &self.status else {
+            encode_fields(out.len(), self.headers.iter(), out)?;
+            out.put_slice(b"\r\n");
+            return Ok(());
+        };
         encode_head(status.code, &status.reason, self.headers.iter(), out)
     }
 
@@ -380,16 +384,42 @@ pub fn encode_head<'a>(
     check_status(status_code, reason)?;
     let start = out.len();
     out.reserve(256);
+    put_status(status_code, reason, out);
+    encode_fields(start, headers, out)?;
+    out.put_slice(b"\r\n");
+    Ok(())
+}
+
+/// As [`encode_head`], with `Status` behind the fields. The order means nothing (RFC 3875 6.3), but to some readers: HAProxy 2.6 has
+/// every `Location` that comes after a `Status` replace it by 302.
+///
+/// # Errors
+///
+/// As [`encode_head`].
+pub fn encode_head_status_last<'a>(
+    status_code: u16,
+    reason: &[u8],
+    headers: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
+    out: &mut BytesMut,
+) -> Result<(), FieldError> {
+    check_status(status_code, reason)?;
+    encode_fields(out.len(), headers, out)?;
+    out.reserve(reason.len() + 16);
+    put_status(status_code, reason, out);
+    out.put_slice(b"\r\n");
+    Ok(())
+}
+
+fn put_status(status_code: u16, reason: &[u8], out: &mut BytesMut) {
     out.put_slice(b"Status: ");
     out.put_slice(&[100, 10, 1].map(|unit| b'0' + (status_code / unit % 10) as u8));
     // 6.3.3: the blank stands there even if no reason follows.
     out.put_u8(b' ');
     out.put_slice(reason);
     out.put_slice(b"\r\n");
-    encode_fields(start, headers, out)
 }
 
-/// Writes the fields and the blank line, or cuts `out` back to `start`.
+/// Writes the fields, or cuts `out` back to `start`.
 fn encode_fields<'a>(
     start: usize,
     headers: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
@@ -406,7 +436,6 @@ fn encode_fields<'a>(
         out.put_slice(value);
         out.put_slice(b"\r\n");
     }
-    out.put_slice(b"\r\n");
     Ok(())
 }
 
@@ -889,5 +918,17 @@ mod tests {
         let error = decoder.decode(&mut buffer).unwrap_err();
         buffer.extend_from_slice(b"B: b\n\n");
         assert_eq!(decoder.decode(&mut buffer).unwrap_err(), error);
+    }
+
+    #[test]
+    fn the_status_may_stand_last_and_is_refused_like_any_other() {
+        let fields: [(&[u8], &[u8]); 1] = [(b"Location", b"/a")];
+        let mut out = BytesMut::from("x");
+        encode_head_status_last(301, b"Moved", fields, &mut out).unwrap();
+        assert_eq!(out, "xLocation: /a\r\nStatus: 301 Moved\r\n\r\n");
+        let mut out = BytesMut::from("x");
+        assert!(encode_head_status_last(301, b"Mo\nved", fields, &mut out).is_err());
+        assert!(encode_head_status_last(301, b"Moved", [(&b"Location"[..], &b"a\nb"[..])], &mut out).is_err());
+        assert_eq!(out, "x");
     }
 }
