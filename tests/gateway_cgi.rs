@@ -18,6 +18,7 @@ fn main() -> ExitCode {
     hosted::main(&[
         ("every_kind_of_descriptor_serves_and_none_is_left_non_blocking", every_kind_of_descriptor),
         ("the_answer_begins_with_its_status", the_answer_begins_with_its_status),
+        ("httpoxy_cve_2016_5385_http_proxy_stays_outside", http_proxy_stays_outside),
         ("no_more_than_content_length_is_read", no_more_than_content_length_is_read),
         ("a_body_that_ends_early_is_400", a_body_that_ends_early_is_400),
         ("a_content_length_that_is_no_number_is_400", a_bad_content_length_is_400),
@@ -150,6 +151,13 @@ fn the_answer_begins_with_its_status() {
     let expected = "Status: 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nhello by cgi\n";
     assert_eq!(output.escape_ascii().to_string(), expected.as_bytes().escape_ascii().to_string());
     assert!(process.end().success());
+}
+
+fn http_proxy_stays_outside() {
+    let mut script = command(&variables("/proxy", "", ""));
+    script.env("HTTP_PROXY", "http://evil.example");
+    let output = Process::start(script).output();
+    assert!(output.ends_with(b"\r\n\r\noutside: true, inside: false"), "{}", output.escape_ascii());
 }
 
 fn no_more_than_content_length_is_read() {

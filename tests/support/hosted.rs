@@ -71,6 +71,13 @@ async fn application(mut environ: Environ, start_response: StartResponse) -> Res
             start_response.start("200 OK", plain)?;
             Ok(Body::stream(environ.take_input()))
         }
+        b"/proxy" => {
+            let outside = std::env::var("HTTP_PROXY").is_ok();
+            start_response.start("200 OK", plain)?;
+            let told = environ.get("HTTP_PROXY").is_some();
+            let inside = told || environ.with_process_environment().get("HTTP_PROXY").is_some();
+            Ok(format!("outside: {outside}, inside: {inside}").into())
+        }
         b"/length" => {
             let body = environ.input().read_to_end(1 << 30).await?;
             start_response.start("200 OK", plain)?;
