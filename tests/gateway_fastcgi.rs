@@ -17,7 +17,7 @@ use fastcgi_client::{Answer, Client, soon};
 use gatespan::StartResponse;
 use gatespan::address::Endpoint;
 use gatespan::application::{AnyApplication, Application, Body, Environ, Error, Frame, Frames, Peer, blocking};
-use gatespan::gateway::fastcgi::{Config, ConnectionError, ServeError, serve, serve_connection};
+use gatespan::gateway::fastcgi::{Config, ConnectionError, Gateway, ServeError, serve, serve_connection};
 use gatespan::gateway::listener::{Closed, ListenOptions, Listener, Transport};
 use gatespan::protocol::fastcgi::application_end::Roles;
 use gatespan::protocol::fastcgi::{ProtocolStatus, RecordType, RequestId, Role, put_record};
@@ -50,7 +50,8 @@ async fn connect_tcp(application: impl Application, config: Config) -> (Client<T
 }
 
 fn spawn<S: Transport + 'static>(stream: S, application: impl Application, config: Config) -> Served {
-    tokio::spawn(serve_connection(stream, Peer::Unknown, application, config))
+    let gateway = Arc::new(Gateway::new(application, config));
+    tokio::spawn(async move { serve_connection(stream, Peer::Unknown, &gateway, &CancellationToken::new()).await })
 }
 
 fn config() -> Config {

@@ -5,14 +5,16 @@
 mod fastcgi_client;
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use fastcgi_client::Client;
 use gatespan::application::{Environ, Error, Peer};
-use gatespan::gateway::fastcgi::{Config, serve_connection};
+use gatespan::gateway::fastcgi::{Config, Gateway, serve_connection};
 use gatespan::{Application, StartResponse};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio_util::sync::CancellationToken;
 
 /// Bytes at this moment, and how often memory was asked for.
 static BYTES: AtomicI64 = AtomicI64::new(0);
@@ -76,7 +78,8 @@ async fn hello(mut environ: Environ, start_response: StartResponse) -> Result<&'
 fn connect<A: Application>(application: A) -> Client<UnixStream> {
     let (theirs, ours) = UnixStream::pair().unwrap();
     let config = Config { allow: Vec::new(), ..Config::default() };
-    tokio::spawn(serve_connection(ours, Peer::Unknown, application, config));
+    let gateway = Arc::new(Gateway::new(application, config));
+    tokio::spawn(async move { serve_connection(ours, Peer::Unknown, &gateway, &CancellationToken::new()).await });
     Client::new(theirs)
 }
 

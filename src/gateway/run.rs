@@ -147,20 +147,14 @@ impl Start {
         if arguments.iter().any(|argument| argument == "--help" || argument == "-h") {
             return Ok(Self::Help);
         }
-        let addresses = if arguments.is_empty() {
-            let variable = std::env::var_os(ADDRESS).unwrap_or_default();
-            variable.to_string_lossy().split_whitespace().map(OsString::from).collect()
-        } else {
-            arguments
-        };
-        if addresses.is_empty() {
-            return Ok(Self::Bare);
+        if !arguments.is_empty() {
+            let addresses = arguments.into_iter().map(|argument| parse_address(&text(argument)?));
+            return addresses.collect::<Result<_, _>>().map(Self::Addresses);
         }
-        addresses
-            .iter()
-            .map(|address| parse_address(&address.to_string_lossy()))
-            .collect::<Result<_, _>>()
-            .map(Self::Addresses)
+        match text(std::env::var_os(ADDRESS).unwrap_or_default())?.split_whitespace() {
+            addresses if addresses.clone().next().is_none() => Ok(Self::Bare),
+            addresses => addresses.map(parse_address).collect::<Result<_, _>>().map(Self::Addresses),
+        }
     }
 
     fn run<A: Application>(self, application: A, options: Options) -> Result<(), RunError> {
@@ -207,17 +201,24 @@ impl Start {
     }
 }
 
+fn text(argument: OsString) -> Result<String, RunError> {
+    argument.into_string().map_err(|argument| {
+        RunError::Arguments(format!("expected an address in UTF-8, got {argument:?}; a socket's path may be a link"))
+    })
+}
+
 fn parse_address(text: &str) -> Result<(Gateway, Endpoint), RunError> {
+    let elsewhere = || {
+        RunError::Arguments(format!(
+            "expected an address to listen on, such as http://127.0.0.1:{DEFAULT_PORT} or fastcgi:/run/app.sock, got \"{text}\"; \
+             see --help"
+        ))
+    };
     match text.parse() {
         Ok(Address::Http(endpoint)) => Ok((Gateway::Http, endpoint)),
         Ok(Address::FastCgi(endpoint)) => Ok((Gateway::FastCgi, endpoint)),
-        Ok(other) => {
-            Err(RunError::Arguments(format!("expected an address to listen on, http:… or fastcgi:…, got \"{other}\"")))
-        }
-        Err(error) => {
-            let error: AddressError = error;
-            Err(RunError::Arguments(error.to_string()))
-        }
+        Ok(_) | Err(AddressError::NoScheme(_) | AddressError::UnknownScheme(_)) => Err(elsewhere()),
+        Err(error) => Err(RunError::Arguments(error.to_string())),
     }
 }
 
@@ -228,6 +229,11 @@ async fn serve_all<A: Application>(
     application: A,
     options: Options,
 ) -> Result<(), RunError> {
+    log_to_stderr();
+    #[cfg(feature = "fastcgi")]
+    for (_, listener) in listeners.iter().filter(|(gateway, _)| *gateway == Gateway::FastCgi) {
+        options.fastcgi.check(listener)?;
+    }
     let application = Arc::new(application);
     let stop = CancellationToken::new();
     let signalled = stop.clone();
@@ -239,6 +245,9 @@ async fn serve_all<A: Application>(
     tokio::spawn(async move {
         signals.next().await;
         signalled.cancel();
+        if announced {
+            say("stopping when the running requests are finished; another signal ends them");
+        }
         // Whoever asks twice does not want to wait for anything.
         std::process::exit(128 + signals.next().await);
     });
@@ -377,8 +386,27 @@ fn announce(gateway: Gateway, listener: &Listener) {
         Gateway::FastCgi => "fastcgi",
         Gateway::Http => "http",
     };
+    say(format_args!("listening on {scheme}:{listener}"));
+}
+
+/// A line for whoever started this process.
+fn say(line: impl Display) {
     // A standard error that is closed is no reason not to serve.
-    let _ = io::Write::write_all(&mut io::stderr().lock(), format!("listening on {scheme}:{listener}\n").as_bytes());
+    let _ = io::Write::write_all(&mut io::stderr().lock(), format!("{line}\n").as_bytes());
+}
+
+/// What belongs to no request, such as a connection that breaks the protocol, goes to standard error unless the application
+/// has set up a log of its own.
+fn log_to_stderr() {
+    #[cfg(any(feature = "fastcgi", feature = "http"))]
+    if !tracing::dispatcher::has_been_set() {
+        // Somebody else who is a moment faster has a log of his own.
+        let _ = tracing_subscriber::fmt()
+            .with_writer(io::stderr)
+            .with_max_level(tracing::Level::INFO)
+            .with_target(false)
+            .try_init();
+    }
 }
 
 fn complain(error: &(dyn std::error::Error + 'static)) {
@@ -388,7 +416,7 @@ fn complain(error: &(dyn std::error::Error + 'static)) {
         message += &format!(": {next}");
         cause = next.source();
     }
-    let _ = io::Write::write_all(&mut io::stderr().lock(), (message + "\n").as_bytes());
+    say(message);
 }
 
 fn print_help() {

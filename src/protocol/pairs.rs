@@ -106,6 +106,20 @@ impl Pairs {
             .map(|span| (self.bytes(span.name_start, span.name_len), self.bytes(span.value_start, span.value_len)))
     }
 
+    /// Whether any name or value holds this byte.
+    pub fn contains_byte(&self, byte: u8) -> bool {
+        self.spans.iter().any(|span| {
+            // Mostly a value follows its name, so that one look is enough for both.
+            let (value_start, value_len) = match span.name_start + span.name_len == span.value_start {
+                true => (span.name_start, span.name_len + span.value_len),
+                false => (span.value_start, span.value_len),
+            };
+            memchr::memchr(byte, self.bytes(value_start, value_len)).is_some()
+                || (value_start != span.name_start
+                    && memchr::memchr(byte, self.bytes(span.name_start, span.name_len)).is_some())
+        })
+    }
+
     /// Keeps the pairs for which `keep` is true.
     pub fn retain(&mut self, mut keep: impl FnMut(&[u8], &[u8]) -> bool) {
         let mut spans = std::mem::take(&mut self.spans);
@@ -183,6 +197,16 @@ mod tests {
         pairs.retain(|name, _| name != b"D");
         assert_eq!(pairs.len(), 3);
         assert_eq!(pairs, [("A", "b"), ("C", ""), ("", "")].into_iter().collect());
+    }
+
+    #[test]
+    fn a_byte_is_found_in_names_and_values_wherever_they_lie() {
+        let mut pairs = Pairs::over(Bytes::from_static(b"NvN-v"), 2);
+        pairs.push_span((0, 1), (1, 1));
+        pairs.push_span((2, 1), (4, 1));
+        pairs.push("", "x");
+        assert!(pairs.contains_byte(b'N') && pairs.contains_byte(b'v') && pairs.contains_byte(b'x'));
+        assert!(!pairs.contains_byte(b'-') && !pairs.contains_byte(0));
     }
 
     #[test]

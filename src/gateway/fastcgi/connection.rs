@@ -3,6 +3,7 @@
 //! All of that is one future. It reads what is there, turns it into events, lets each request go on as far as it can, and
 //! writes what came of it, so that a small request is one read and one write. A request is a boxed future in a list, no task.
 
+use std::fmt::Display;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -13,10 +14,11 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::time::{Instant, Sleep};
 use tokio_util::io::{poll_read_buf, poll_write_buf};
-use tokio_util::sync::WaitForCancellationFutureOwned;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::exchange::{self, Exchange, StreamSource};
-use super::{Gateway, is_gone, next_connection};
+use super::unread::Unread;
+use super::{Gateway, Place, is_gone, next_connection};
 use crate::application::driver::{self, Response, ResponseBody};
 use crate::application::{Application, Cancellation, Environ, Error, Errors, Frame, Input, Peer, Server, Variables};
 use crate::gateway::listener::{Closed, Transport};
@@ -74,8 +76,7 @@ pub(super) struct Connection<S, A> {
     gateway: Arc<Gateway<A>>,
     server: Arc<Server>,
     phase: Phase,
-    /// The body of a request that was answered before all of it came, and that is still coming.
-    unread: Option<Unread>,
+    unread: Unread,
     /// Something came that a request may go on with.
     runnable: bool,
     /// A request was held up because too much output waits.
@@ -85,9 +86,9 @@ pub(super) struct Connection<S, A> {
     read_room: usize,
     waiting: Waiting,
     timer: Option<Pin<Box<Sleep>>>,
-    draining: Pin<Box<WaitForCancellationFutureOwned>>,
-    ending: Pin<Box<WaitForCancellationFutureOwned>>,
-    is_draining: bool,
+    stop: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Once it has been told to stop: until when it has to be over.
+    stops_until: Option<Instant>,
     /// For heads and error messages, so that no request needs a buffer of its own for them.
     scratch: BytesMut,
     errors: Vec<u8>,
@@ -98,7 +99,7 @@ enum Phase {
     Open,
     /// The last answer was written. The sending half is being closed, and what still arrives is discarded: a plain close with unread
     /// input is a reset at the other end, which loses the answer.
-    Lingering { shut: bool },
+    Lingering { shut: bool, len: u64, until: Instant },
     /// The web server is gone. The bodies of its requests are being closed.
     Abandoned,
 }
@@ -113,6 +114,10 @@ struct Request {
     is_complete: bool,
     /// The application holds as much unread input as it may.
     is_full: bool,
+    /// With what it ends.
+    protocol_status: ProtocolStatus,
+    /// Of those that are counted; one that is refused has none.
+    _place: Option<Place>,
 }
 
 enum State {
@@ -121,16 +126,6 @@ enum State {
     /// Given up: only the body's close is waited for, until then.
     Closing(ResponseBody, Instant),
     Over,
-}
-
-struct Unread {
-    id: RequestId,
-    /// The stream whose end is the end of all that comes for the request.
-    last_stream: RecordType,
-    /// How much of it was discarded.
-    len: u64,
-    /// The end of the time for it, which begins when the answer is written and there is something to discard.
-    until: Option<Instant>,
 }
 
 /// What the connection waits for, and since when: the base of all time limits.
@@ -145,7 +140,7 @@ enum Waiting {
 }
 
 impl<S: Transport, A: Application> Connection<S, A> {
-    pub(super) fn new(stream: S, peer: Peer, gateway: Arc<Gateway<A>>) -> Self {
+    pub(super) fn new(stream: S, peer: Peer, gateway: Arc<Gateway<A>>, stop: CancellationToken) -> Self {
         let server = Server {
             gateway: "fastcgi",
             connection: next_connection(),
@@ -160,16 +155,15 @@ impl<S: Transport, A: Application> Connection<S, A> {
             requests: Vec::new(),
             server: Arc::new(server),
             phase: Phase::Open,
-            unread: None,
+            unread: Unread::default(),
             runnable: false,
             held_up: false,
             input_ended: false,
             read_room: READ_BUFFER.0,
             waiting: Waiting::FirstByte(Instant::now()),
             timer: None,
-            draining: Box::pin(gateway.draining.clone().cancelled_owned()),
-            ending: Box::pin(gateway.ending.clone().cancelled_owned()),
-            is_draining: false,
+            stop: Box::pin(stop.cancelled_owned()),
+            stops_until: None,
             scratch: BytesMut::new(),
             errors: Vec::new(),
             gateway,
@@ -208,8 +202,11 @@ impl<S: Transport, A: Application> Connection<S, A> {
             progress |= self.poll_requests(cx);
             progress |= self.poll_write(cx)?;
             if self.is_finished() {
-                match !self.input_ended && (self.unread.is_some() || !self.end.receive_buffer().is_empty()) {
-                    true => self.phase = Phase::Lingering { shut: false },
+                match !self.input_ended && (self.unread.is_expected() || !self.end.receive_buffer().is_empty()) {
+                    true => {
+                        let until = Instant::now() + self.gateway.config.linger_timeout;
+                        self.phase = Phase::Lingering { shut: false, len: 0, until };
+                    }
                     // Nothing is unread, so nothing can be lost by a plain close, and a system call is spared.
                     false => return Poll::Ready(Ok(())),
                 }
@@ -269,7 +266,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
                 );
                 self.note_request(id);
                 // It was answered before its params came.
-                self.note_unread(id, last_stream(role));
+                self.unread.expect(id, last_stream(role));
             }
             Event::Ignored { id, record_type, len } => self.ignore(id, record_type, len)?,
         }
@@ -281,36 +278,22 @@ impl<S: Transport, A: Application> Connection<S, A> {
         if !matches!(self.waiting, Waiting::Write(_)) {
             self.waiting = Waiting::Application;
         }
-        // Some web servers never end STDIN. One that uses the id again is done with what it was before.
-        if self.unread.as_ref().is_some_and(|unread| unread.id == id) {
-            self.unread = None;
-        }
+        self.unread.forget(id);
     }
 
     fn begin(&mut self, id: RequestId, role: Role, params: Pairs) {
-        let config = &self.gateway.config;
         let mut environ = Environ::new(Variables::from_pairs(params)).with_server(self.server.clone());
-        let length = match environ.meta().content_length() {
-            Ok(length) => length,
-            Err(error) => {
-                tracing::warn!(connection = self.server.connection, "a request was answered with 400: {error}");
-                return self.refuse(id, role, 400, ProtocolStatus::RequestComplete);
+        let lengths = match self.check(&mut environ, role) {
+            Ok(lengths) => lengths,
+            Err((code, reason)) => {
+                return self.refuse(id, role, &environ, code, ProtocolStatus::RequestComplete, &reason);
             }
         };
-        if let Some(script_name) = &config.script_name
-            && let Err(error) = mount(&mut environ, script_name)
-        {
-            tracing::warn!(connection = self.server.connection, "a request was answered with 404: {error}");
-            return self.refuse(id, role, 404, ProtocolStatus::RequestComplete);
-        }
-        if !self.gateway.begin_request() {
-            tracing::warn!(
-                connection = self.server.connection,
-                "a request was answered with 503: {} run already",
-                config.max_requests
-            );
-            return self.refuse(id, role, 503, ProtocolStatus::Overloaded);
-        }
+        let Some(place) = self.gateway.place() else {
+            let reason = format!("{} requests run already", self.gateway.config.max_requests);
+            return self.refuse(id, role, &environ, 503, ProtocolStatus::Overloaded, &reason);
+        };
+        let config = &self.gateway.config;
         let exchange = Arc::new(Exchange::default());
         let cancellation = Cancellation::default();
         let stream = |stream, length| {
@@ -320,13 +303,11 @@ impl<S: Transport, A: Application> Connection<S, A> {
         environ = environ
             .with_request(role, u32::from(id.0), cancellation.clone())
             .with_errors(Errors::new(exchange.clone()));
-        if length != Some(0) {
-            environ = environ.with_input(stream(exchange::Stream::Stdin, length));
+        if lengths.stdin != Some(0) {
+            environ = environ.with_input(stream(exchange::Stream::Stdin, lengths.stdin));
         }
         if role == Role::Filter {
-            // FCGI_DATA_LENGTH is how long the file is; where it is missing or no number, the stream's own end is its end.
-            let len = environ.text("FCGI_DATA_LENGTH").ok().flatten().and_then(|len| len.parse().ok());
-            environ = environ.with_data(stream(exchange::Stream::Data, len));
+            environ = environ.with_data(stream(exchange::Stream::Data, lengths.data));
         }
         let call = driver::answer(self.gateway.application.clone(), environ);
         self.requests.push(Request {
@@ -337,7 +318,35 @@ impl<S: Transport, A: Application> Connection<S, A> {
             last_stream: last_stream(role),
             is_complete: false,
             is_full: false,
+            protocol_status: ProtocolStatus::RequestComplete,
+            _place: Some(place),
         });
+    }
+
+    /// What has to be right about the variables before an application sees them; else a status and what was expected.
+    fn check(&self, environ: &mut Environ, role: Role) -> Result<Lengths, (u16, String)> {
+        // No program can be told of a variable with NUL, and who cuts it there sees another path than who doesn't.
+        if environ.variables().pairs().contains_byte(0) {
+            return Err((400, "expected params without NUL".into()));
+        }
+        let stdin = environ.meta().content_length().map_err(|error| (400, error.to_string()))?;
+        // Where FCGI_DATA_LENGTH is missing, the stream's own end is the file's.
+        let data = match environ.get("FCGI_DATA_LENGTH").filter(|len| role == Role::Filter && !len.is_empty()) {
+            None => None,
+            Some(len) => match std::str::from_utf8(len).ok().and_then(|len| len.parse().ok()) {
+                Some(len) => Some(len),
+                None => {
+                    return Err((
+                        400,
+                        format!("expected a number in FCGI_DATA_LENGTH, got \"{}\"", len.escape_ascii()),
+                    ));
+                }
+            },
+        };
+        if let Some(script_name) = &self.gateway.config.script_name {
+            mount(environ, script_name).map_err(|error| (404, error.to_string()))?;
+        }
+        Ok(Lengths { stdin, data })
     }
 
     fn push(&mut self, id: RequestId, stream: exchange::Stream, data: bytes::Bytes) {
@@ -362,50 +371,50 @@ impl<S: Transport, A: Application> Connection<S, A> {
             RejectError::Params(NameValueError::TooManyPairs { .. }) => (431, ProtocolStatus::RequestComplete),
             RejectError::Params(_) => (400, ProtocolStatus::RequestComplete),
         };
-        tracing::warn!(connection = self.server.connection, ?id, "a request was answered with {code}: {error}");
-        self.refuse(id, Role::Responder, code, status);
+        // Its params can't be had.
+        let environ = Environ::new(Variables::new());
+        self.refuse(id, Role::Responder, &environ, code, status, error);
     }
 
-    /// Answers a request that the application does not see.
-    fn refuse(&mut self, id: RequestId, role: Role, code: u16, status: ProtocolStatus) {
+    /// Answers a request that the application does not see: it is one whose response is there already.
+    fn refuse(
+        &mut self,
+        id: RequestId,
+        role: Role,
+        environ: &Environ,
+        code: u16,
+        protocol_status: ProtocolStatus,
+        reason: &dyn Display,
+    ) {
+        let exchange = Arc::new(Exchange::without_reader());
+        Errors::new(exchange.clone())
+            .line(format_args!("request {} answered with {code}: {reason}", environ.request_id()));
+        let mut page = driver::error_page(code, environ.request_id(), environ.method() == b"HEAD");
         // Of the common web servers only cgi-fcgi reads the protocol status: the page says it as well.
-        let retry = if code == 503 { "Retry-After: 1\r\n" } else { "" };
-        let reason = crate::protocol::cgi::default_reason(code);
-        let page = format!(
-            "Status: {code} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\n{retry}\r\n{code} {reason}\n"
-        );
-        self.end.stdout_slice(id, page.as_bytes());
-        self.end.end_request(id, 0, status);
-        // Where its body is on the way, it is unread like any other.
-        self.note_unread(id, last_stream(role));
+        if code == 503 {
+            page.head.headers.push("Retry-After", "1");
+        }
+        self.requests.push(Request {
+            id,
+            state: State::Calling(Box::pin(std::future::ready(page))),
+            exchange,
+            cancellation: Cancellation::default(),
+            last_stream: last_stream(role),
+            is_complete: false,
+            is_full: false,
+            protocol_status,
+            _place: None,
+        });
     }
 
     /// Counts what comes for a request that was answered.
     fn ignore(&mut self, id: RequestId, record_type: RecordType, len: u16) -> Result<(), ConnectionError> {
-        match &mut self.unread {
-            Some(unread)
-                if unread.id == id
-                    && matches!(record_type, RecordType::Params | RecordType::Stdin | RecordType::Data) =>
-            {
-                if len == 0 && record_type == unread.last_stream {
-                    self.unread = None;
-                    return Ok(());
-                }
-                unread.len += u64::from(len);
-                let limit = self.gateway.config.linger_len;
-                if unread.len > limit {
-                    return Err(ConnectionError::Unread { limit });
-                }
-            }
-            _ => {
-                tracing::debug!(connection = self.server.connection, ?id, ?record_type, len, "a record was ignored");
-            }
+        tracing::debug!(connection = self.server.connection, ?id, ?record_type, len, "a record was ignored");
+        let limit = self.gateway.config.linger_len;
+        match self.unread.count(id, record_type, len) > limit {
+            true => Err(ConnectionError::Unread { limit }),
+            false => Ok(()),
         }
-        Ok(())
-    }
-
-    fn note_unread(&mut self, id: RequestId, last_stream: RecordType) {
-        self.unread = Some(Unread { id, last_stream, len: 0, until: None });
     }
 
     /// Lets each request go on as far as it can, until enough output waits.
@@ -424,7 +433,6 @@ impl<S: Transport, A: Application> Connection<S, A> {
             match self.requests[index].state {
                 State::Over => {
                     self.requests.swap_remove(index);
-                    self.gateway.end_request();
                 }
                 _ => index += 1,
             }
@@ -531,9 +539,9 @@ impl<S: Transport, A: Application> Connection<S, A> {
         let request = &mut self.requests[index];
         request.state = State::Over;
         let (id, last_stream, is_complete) = (request.id, request.last_stream, request.is_complete);
-        self.end.end_request(id, 0, ProtocolStatus::RequestComplete);
+        self.end.end_request(id, 0, request.protocol_status);
         if !is_complete {
-            self.note_unread(id, last_stream);
+            self.unread.expect(id, last_stream);
         }
     }
 
@@ -553,7 +561,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
         self.visit(index, cx, true);
         self.end.forget_request(id);
         if !is_complete {
-            self.note_unread(id, last_stream);
+            self.unread.expect(id, last_stream);
         }
     }
 
@@ -685,25 +693,21 @@ impl<S: Transport, A: Application> Connection<S, A> {
     }
 
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
-        if let Phase::Lingering { shut: false } = self.phase {
+        let Phase::Lingering { shut, mut len, until } = self.phase else { return Poll::Ready(Ok(())) };
+        if !shut {
             // An error means that the web server closed first, which is what is waited for.
             let _ = ready!(Pin::new(&mut self.stream).poll_shutdown(cx));
-            self.phase = Phase::Lingering { shut: true };
-            if self.unread.is_none() {
-                self.note_unread(RequestId::NULL, RecordType::Stdin);
-            }
         }
-        let limit = self.gateway.config.linger_len;
-        let Some(mut unread) = self.unread.take() else { return Poll::Ready(Ok(())) };
-        let until = *unread.until.get_or_insert_with(|| Instant::now() + self.gateway.config.linger_timeout);
         loop {
             self.end.receive_buffer().clear();
             match self.read(cx) {
-                Poll::Ready(Ok(len @ 1..)) if unread.len + len as u64 <= limit => unread.len += len as u64,
+                Poll::Ready(Ok(read @ 1..)) if len + read as u64 <= self.gateway.config.linger_len => {
+                    len += read as u64
+                }
                 // Closed by the web server, or over the limit: whoever sends that much does not wait for the answer.
                 Poll::Ready(_) => return Poll::Ready(Ok(())),
                 Poll::Pending => {
-                    self.unread = Some(unread);
+                    self.phase = Phase::Lingering { shut: true, len, until };
                     return self.arm(Some(until), cx).map(Ok);
                 }
             }
@@ -712,19 +716,27 @@ impl<S: Transport, A: Application> Connection<S, A> {
 
     /// Nothing can go on for now: sets the timer, or finds that a limit is over.
     fn poll_limits(&mut self, cx: &mut Context<'_>) -> Result<Limits, ConnectionError> {
-        if self.ending.as_mut().poll(cx).is_ready() {
+        let now = Instant::now();
+        if self.stops_until.is_none() && self.stop.as_mut().poll(cx).is_ready() {
+            self.stops_until = Some(now + self.gateway.config.shutdown_timeout);
+        }
+        if self.stops_until.is_some_and(|until| now >= until) {
+            let requests = self.requests.len();
+            tracing::warn!(
+                connection = self.server.connection,
+                requests,
+                "cut at the end of the time for the shutdown"
+            );
             self.abandon();
             return Ok(Limits::Close);
         }
-        self.is_draining = self.is_draining || self.draining.as_mut().poll(cx).is_ready();
-        let now = Instant::now();
         self.waiting = self.waits_for(now);
         if matches!(self.waiting, Waiting::Idle(_)) {
             self.release_memory();
         }
         let config = &self.gateway.config;
         let limit = match self.waiting {
-            Waiting::FirstByte(since) | Waiting::Idle(since) if self.is_draining => {
+            Waiting::FirstByte(since) | Waiting::Idle(since) if self.stops_until.is_some() => {
                 Some((since, config.shutdown_idle_timeout, ""))
             }
             Waiting::FirstByte(since) => Some((since, config.first_byte_timeout, "a request")),
@@ -743,23 +755,21 @@ impl<S: Transport, A: Application> Connection<S, A> {
             }
             return Err(ConnectionError::TimedOut { expected, limit });
         }
-        // Where nothing comes of an unread body, the connection is simply idle: some web servers never end STDIN.
-        if let Some(unread) = &mut self.unread
-            && unread.len > 0
-            && !matches!(self.waiting, Waiting::Write(_))
+        let earlier = |deadline: Option<Instant>, until: Option<Instant>| deadline.into_iter().chain(until).min();
+        // The answer comes first: only then does the web server owe the rest of its request.
+        if !matches!(self.waiting, Waiting::Write(_))
+            && let Some(until) = self.unread.deadline(now, config.linger_timeout)
         {
-            let until = *unread.until.get_or_insert(now + config.linger_timeout);
             if now >= until {
                 return Err(ConnectionError::TimedOut {
                     expected: "the end of an unread request body",
                     limit: config.linger_timeout,
                 });
             }
-            deadline = Some(deadline.map_or(until, |deadline| deadline.min(until)));
+            deadline = earlier(deadline, Some(until));
         }
-        if let Some(until) = self.requests.iter().filter_map(Request::closing_until).min() {
-            deadline = Some(deadline.map_or(until, |deadline| deadline.min(until)));
-        }
+        deadline = earlier(deadline, self.stops_until);
+        deadline = earlier(deadline, self.requests.iter().filter_map(Request::closing_until).min());
         if !self.requests.is_empty() && (self.input_ended || self.is_full()) {
             // Not being read from, the connection does not tell by itself that it was closed.
             match self.stream.closed() {
@@ -771,8 +781,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
                 Closed::Sending { .. } if !self.input_ended => return self.read_to_end(cx),
                 _ => {}
             }
-            let check = now + CLOSED_CHECK_INTERVAL;
-            deadline = Some(deadline.map_or(check, |deadline| deadline.min(check)));
+            deadline = earlier(deadline, Some(now + CLOSED_CHECK_INTERVAL));
         }
         Ok(match self.arm(deadline, cx) {
             Poll::Ready(()) => {
@@ -871,9 +880,14 @@ impl<S, A> Drop for Connection<S, A> {
         for request in &self.requests {
             request.cancellation.cancel();
             request.exchange.abort();
-            self.gateway.end_request();
         }
     }
+}
+
+/// How long the streams of a request are, where it says so.
+struct Lengths {
+    stdin: Option<u64>,
+    data: Option<u64>,
 }
 
 enum Limits {

@@ -67,6 +67,12 @@ impl Stream {
 }
 
 impl Exchange {
+    /// One whose input nobody will read.
+    pub(super) fn without_reader() -> Self {
+        let closed = || Pipe { closed: true, ..Pipe::default() };
+        Self { state: Mutex::new(State { stdin: closed(), data: closed(), ..State::default() }) }
+    }
+
     /// Takes note of the connection's task, and gives back what was written to Errors if it is asked for.
     pub(super) fn visit(&self, cx: &Context<'_>, window: usize, errors: Option<&mut Vec<u8>>) -> Visited {
         let mut state = self.state();

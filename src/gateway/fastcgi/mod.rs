@@ -5,6 +5,7 @@
 
 mod connection;
 mod exchange;
+mod unread;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -111,6 +112,20 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Whether a listener may be served under these settings.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError::AllowListRequired`].
+    pub fn check(&self, listener: &Listener) -> Result<(), ServeError> {
+        match listener.tcp_address() {
+            Some(address) if !address.ip().to_canonical().is_loopback() && self.allow.is_empty() => {
+                Err(ServeError::AllowListRequired(address))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn end(&self) -> ApplicationEnd {
         let announced = |number: usize| Some(u32::try_from(number).unwrap_or(u32::MAX));
         ApplicationEnd::new(Settings {
@@ -158,7 +173,7 @@ fn parse_addresses(list: &str) -> Vec<IpAddr> {
 pub enum ServeError {
     /// Raw FastCGI on a TCP address that others can reach.
     #[error(
-        "{0} can be reached from other machines, and whoever reaches a FastCGI server chooses all that it is told: expected the web servers' addresses \
+        "fastcgi://{0} can be reached from other machines, and whoever reaches a FastCGI server chooses all that it is told: expected the web servers' addresses \
          in {WEB_SERVER_ADDRS} or the allow-list, or a listener on a loopback address or a Unix socket"
     )]
     AllowListRequired(SocketAddr),
@@ -180,15 +195,11 @@ pub async fn serve<A: Application>(
     config: Config,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    if let Some(address) = listener.tcp_address()
-        && !address.ip().to_canonical().is_loopback()
-        && config.allow.is_empty()
-    {
-        return Err(ServeError::AllowListRequired(address));
-    }
+    config.check(&listener)?;
     let gateway = Arc::new(Gateway::new(application, config));
-    let room = Arc::new(Semaphore::new(gateway.config.max_connections));
+    let room = Arc::new(Semaphore::new(gateway.config.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
     let connections = TaskTracker::new();
+    let stop = CancellationToken::new();
     let accept = async {
         loop {
             // Never closed.
@@ -198,7 +209,7 @@ pub async fn serve<A: Application>(
                 tracing::warn!(?peer, "a connection was refused: {reason}");
                 continue;
             }
-            let connection = Connection::new(stream, peer, gateway.clone());
+            let connection = Connection::new(stream, peer, gateway.clone(), stop.clone());
             connections.spawn(async move {
                 let _permit = permit;
                 connection.run_and_log().await;
@@ -212,17 +223,17 @@ pub async fn serve<A: Application>(
     }
     // From now on nobody waits in vain to be accepted.
     drop(listener);
-    gateway.draining.cancel();
+    stop.cancel();
     connections.close();
-    if tokio::time::timeout(gateway.config.shutdown_timeout, connections.wait()).await.is_err() {
-        tracing::warn!("{} connections were cut at the end of the time for the shutdown", connections.len());
-        gateway.ending.cancel();
-        connections.wait().await;
-    }
+    // Each keeps to the limit itself.
+    connections.wait().await;
     Ok(())
 }
 
-/// Serves one connection to its end. Spawns nothing: the connection's own future polls its requests.
+/// Serves one connection to its end. Spawns nothing: the connection's own future polls its requests. Who may connect is the caller's
+/// business here.
+///
+/// Once `stop` is cancelled, what runs is finished and what still comes is served as [`Config::shutdown_timeout`] says.
 ///
 /// # Errors
 ///
@@ -234,33 +245,41 @@ pub async fn serve<A: Application>(
 pub async fn serve_connection<S: Transport, A: Application>(
     stream: S,
     peer: Peer,
-    application: A,
-    config: Config,
+    gateway: &Arc<Gateway<A>>,
+    stop: &CancellationToken,
 ) -> Result<(), ConnectionError> {
-    Connection::new(stream, peer, Arc::new(Gateway::new(application, config))).run().await
+    Connection::new(stream, peer, gateway.clone(), stop.clone()).run().await
 }
 
-/// What the connections of one [`serve`] share.
-struct Gateway<A> {
+/// An application with the settings under which it is served, and what its connections have in common.
+#[derive(Debug)]
+pub struct Gateway<A> {
     application: Arc<A>,
     config: Config,
     /// Requests at this moment, on all connections.
-    requests: AtomicUsize,
-    /// No more connections are accepted, and kept ones close when they are idle.
-    draining: CancellationToken,
-    /// The time for that is over.
-    ending: CancellationToken,
+    requests: Arc<AtomicUsize>,
+}
+
+/// A request's place among [`Config::max_requests`], given back when it is dropped.
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl<A: Application> Gateway<A> {
+    /// That application under these settings.
+    pub fn new(application: A, config: Config) -> Self {
+        Self { application: Arc::new(application), config, requests: Arc::default() }
+    }
 }
 
 impl<A> Gateway<A> {
-    fn new(application: A, config: Config) -> Self {
-        Self {
-            application: Arc::new(application),
-            config,
-            requests: AtomicUsize::new(0),
-            draining: CancellationToken::new(),
-            ending: CancellationToken::new(),
-        }
+    /// The settings.
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     fn admit(&self, peer: &Peer) -> Result<(), &'static str> {
@@ -285,17 +304,11 @@ impl<A> Gateway<A> {
         }
     }
 
-    /// Counts a request in, unless there are as many as there may be.
-    fn begin_request(&self) -> bool {
-        let begun = self.requests.fetch_add(1, Ordering::Relaxed) < self.config.max_requests;
-        if !begun {
-            self.end_request();
-        }
-        begun
-    }
-
-    fn end_request(&self) {
-        self.requests.fetch_sub(1, Ordering::Relaxed);
+    /// A place for a request, unless there are as many as there may be.
+    fn place(&self) -> Option<Place> {
+        let before = self.requests.fetch_add(1, Ordering::Relaxed);
+        let place = Place(self.requests.clone());
+        (before < self.config.max_requests).then_some(place)
     }
 }
 
