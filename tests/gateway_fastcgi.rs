@@ -594,6 +594,19 @@ async fn unread_bodies_have_a_limit_in_bytes() {
     }
 }
 
+#[tokio::test]
+async fn unread_bodies_of_multiplexed_requests_are_limited_each_for_itself() {
+    let (mut client, served) = connect(hello, Config { linger_len: 100_000, ..config() });
+    let (first, second) = (client.post("/", 1 << 30, true), client.post("/", 1 << 30, true));
+    client.flush().await;
+    assert!(client.answer(first).await.is_complete() && client.answer(second).await.is_complete());
+    let mut bytes = Vec::new();
+    put_record(RecordType::Stdin, first, &[0; 60_000], 0, &mut bytes);
+    soon(async { while client.stream.write_all(&bytes).await.is_ok() {} }).await;
+    let result = soon(served).await.unwrap();
+    assert!(matches!(result, Err(ConnectionError::Unread { limit: 100_000 })), "{result:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn unread_bodies_have_a_limit_in_time() {
     for keep in [false, true] {
@@ -711,6 +724,38 @@ async fn a_content_length_that_is_no_number_is_400() {
     let id = client.begin(Role::Responder, true, &[("CONTENT_LENGTH", "")]);
     client.end.end_stdin(id);
     assert!(client.answer(id).await.text().starts_with("Status: 200 "));
+}
+
+#[tokio::test]
+async fn cve_2026_24895_a_nul_in_a_param_is_400() {
+    let (mut client, _served) = connect(hello, config());
+    for param in [("PATH_INFO", "/a.php\0.txt"), ("SCRIPT_FILENAME", "\0"), ("A\0B", "")] {
+        let id = client.begin(Role::Responder, true, &[("REQUEST_METHOD", "GET"), param]);
+        client.end.end_stdin(id);
+        assert!(client.answer(id).await.text().starts_with("Status: 400 "), "{param:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_refused_request_has_its_reason_in_the_log_under_the_id_on_its_page() {
+    let (mut client, _served) = connect(hello, config());
+    let id = client.begin(Role::Responder, true, &[("CONTENT_LENGTH", "abc")]);
+    client.end.end_stdin(id);
+    let answer = client.answer(id).await;
+    let (text, log) = (answer.text(), answer.errors());
+    let (_, name) = text.trim_end().rsplit_once("request ").expect("the page names the request");
+    assert!(log.starts_with(&format!("request {name} answered with 400: ")) && log.contains("abc"), "{log}");
+    assert!(text.contains("\r\nContent-Length: "), "{text}");
+}
+
+#[tokio::test]
+async fn a_filters_length_that_is_no_number_is_400() {
+    let roles = Roles::ALL;
+    let (mut client, _served) = connect(hello, Config { roles, ..config() });
+    let id = client.begin(Role::Filter, true, &[("FCGI_DATA_LENGTH", "12x")]);
+    client.end.end_stdin(id);
+    client.end.end_data(id);
+    assert!(client.answer(id).await.text().starts_with("Status: 400 "));
 }
 
 #[tokio::test]

@@ -29,6 +29,8 @@ fn main() -> ExitCode {
         ("the_environment_says_where_it_is_mounted", the_environment_says_where_it_is_mounted),
         ("without_anything_it_is_http_on_a_printed_address", without_anything_it_is_http),
         ("an_address_that_is_none_is_exit_2_with_a_message", bad_addresses),
+        ("fastcgi_on_an_open_port_is_refused_before_it_is_announced", an_open_port_is_refused),
+        ("a_connection_that_breaks_the_protocol_is_logged", a_broken_connection_is_logged),
         ("help_is_printed", help_is_printed),
         ("sigterm_lets_a_running_request_finish", sigterm_lets_a_running_request_finish),
         ("a_second_signal_ends_at_once", a_second_signal_ends_at_once),
@@ -215,6 +217,28 @@ fn bad_addresses() {
     let mut process = Process::start(server);
     assert_eq!(process.end().code(), Some(1));
     assert!(process.line().contains("/no/such/folder/a.sock"));
+}
+
+fn an_open_port_is_refused() {
+    let mut server = command(&[]);
+    server.arg("fastcgi://0.0.0.0:0");
+    let mut process = Process::start(server);
+    assert_eq!(process.end().code(), Some(1));
+    let line = process.line();
+    assert!(line.contains("fastcgi://0.0.0.0:") && line.contains("FCGI_WEB_SERVER_ADDRS"), "{line}");
+}
+
+fn a_broken_connection_is_logged() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.sock");
+    let mut server = command(&[]);
+    server.arg(format!("fastcgi:{}", path.display()));
+    let mut process = Process::start(server);
+    process.line();
+    connect(&path).write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    let line = process.line();
+    assert!(line.contains("FastCGI connection ended") && line.contains("version"), "{line}");
+    stop(process);
 }
 
 fn help_is_printed() {
