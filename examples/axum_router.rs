@@ -17,6 +17,6 @@ fn main() -> ExitCode {
         .route("/header", get(async |headers: HeaderMap| format!("{headers:#?}\n")))
         // The body goes back as it comes.
         .route("/echo", post(async |request: Request| Response::new(request.into_body())));
-    // As a CGI script the router lies below the script's own path; elsewhere SCRIPT_NAME is empty.
-    gatespan::run(gatespan::tower::from_service(router).below_script_name())
+    // The router sees PATH_INFO: as a CGI script it lies below the script's own path, on a port of its own at the root.
+    gatespan::run(gatespan::tower::from_service(router))
 }

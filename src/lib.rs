@@ -43,5 +43,7 @@ pub mod tower;
 
 #[cfg(feature = "application")]
 pub use application::{Application, Body, Environ, Error, StartResponse};
+/// The crate whose `Bytes` is what pieces of bodies are made of, such as those of [`application::Class::next`].
+pub use bytes;
 #[cfg(feature = "application")]
 pub use gateway::{Options, run, run_with};

@@ -16,13 +16,14 @@ use bytes::{Buf, Bytes};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version};
 use http_body::SizeHint;
+use percent_encoding::{percent_decode, percent_decode_str, percent_encode};
 use tower_service::Service;
 
 pub use crate::application::message::{Answering, Connection, Cut, HttpBody};
 
 use crate::application::message::{Call, Closing};
 use crate::application::{
-    Application, Body, Environ, Error, Errors, Frame, Frames, Headers, Input, InputError, Server, StartResponse,
+    Application, Body, Environ, Error, Errors, Frame, Frames, Headers, Input, InputError, PATH, Server, StartResponse,
     Status, is_hop_by_hop,
 };
 use crate::protocol::cgi::{allows_body, default_reason, names};
@@ -115,31 +116,32 @@ where
     }
 }
 
-/// A service as an application, with whatever gateway: `gatespan::run(from_service(router).below_script_name())`.
+/// A service as an application, with whatever gateway: `gatespan::run(from_service(router))`.
 ///
-/// Without `below_script_name` a router's paths must begin with the path at which a web server has put the program, such as
-/// `/cgi-bin/app`, or it answers everything with 404.
+/// The path that the service sees is PATH_INFO, what lies below the place where a web server has put the program, so that the same router
+/// serves as a CGI script, behind FastCGI and on a port of its own; an empty one is `/`. It is written as the client wrote it where
+/// REQUEST_URI's path is SCRIPT_NAME and PATH_INFO, and else encoded anew. [`ServiceApplication::with_script_name`] gives the
+/// whole path.
 ///
-/// The request's URI is REQUEST_URI's path where that is SCRIPT_NAME and PATH_INFO, else those two encoded; either way the path as the
-/// client sees it. [`ServiceApplication::below_script_name`] takes PATH_INFO only. The request's extensions are the environ's, with a
-/// [`RequestEnviron`] added. The service's future is dropped when the client leaves.
+/// The request's extensions are the environ's, with a [`RequestEnviron`] added, whose [`Environ::script_name`] is what links within the
+/// application begin with. The service's future is dropped when the client leaves.
 pub fn from_service<S>(service: S) -> ServiceApplication<S> {
-    ServiceApplication { service, below_script_name: false }
+    ServiceApplication { service, with_script_name: false }
 }
 
 /// See [`from_service`].
 #[derive(Debug, Clone)]
 pub struct ServiceApplication<S> {
     service: S,
-    below_script_name: bool,
+    with_script_name: bool,
 }
 
 impl<S> ServiceApplication<S> {
-    /// The same with PATH_INFO alone as the path of its requests, so that a router's paths begin where it is mounted: below a CGI
-    /// script's own path, say.
+    /// The same with SCRIPT_NAME and PATH_INFO together as the path of its requests: for a service that knows where it is mounted, such
+    /// as a router whose paths begin with `/cgi-bin/app`.
     #[must_use]
-    pub fn below_script_name(self) -> Self {
-        Self { below_script_name: true, ..self }
+    pub fn with_script_name(self) -> Self {
+        Self { with_script_name: true, ..self }
     }
 }
 
@@ -152,7 +154,7 @@ where
 {
     async fn call(&self, environ: Environ, start_response: StartResponse) -> Result<Body, Error> {
         let is_head = environ.method() == b"HEAD";
-        let request = request(environ, self.below_script_name)?;
+        let request = request(environ, self.with_script_name)?;
         // The clone that is ready is the one that must be called.
         let mut service = self.service.clone();
         poll_fn(|cx| service.poll_ready(cx)).await.map_err(Error::new)?;
@@ -216,14 +218,14 @@ impl RequestEnviron {
 }
 
 /// The request that a service is given for an environ.
-fn request(mut environ: Environ, below_script_name: bool) -> Result<http::Request<InputBody>, Error> {
+fn request(mut environ: Environ, with_script_name: bool) -> Result<http::Request<InputBody>, Error> {
     let refuse = |name: &str, value: &[u8]| {
         let end = value.len().min(64);
         Error::new(format!("{name} can't be part of an HTTP request: \"{}\"", value[..end].escape_ascii()))
             .with_status(400)
     };
     let method = Method::from_bytes(environ.method()).map_err(|_| refuse(names::REQUEST_METHOD, environ.method()))?;
-    let path_and_query = path_and_query(&environ, below_script_name);
+    let path_and_query = path_and_query(&environ, with_script_name);
     let uri = Uri::from_maybe_shared(Bytes::from(path_and_query))
         .map_err(|_| refuse(names::REQUEST_URI, environ.get(names::REQUEST_URI).unwrap_or_default()))?;
     let version = match environ.get(names::SERVER_PROTOCOL) {
@@ -264,40 +266,11 @@ fn request(mut environ: Environ, below_script_name: bool) -> Result<http::Reques
     Ok(request)
 }
 
-/// What a path is not made of: RFC 3986 3.3, less what `http` takes all the same.
-const PATH: &percent_encoding::AsciiSet = &percent_encoding::NON_ALPHANUMERIC
-    .remove(b'/')
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~')
-    .remove(b'!')
-    .remove(b'$')
-    .remove(b'&')
-    .remove(b'\'')
-    .remove(b'(')
-    .remove(b')')
-    .remove(b'*')
-    .remove(b'+')
-    .remove(b',')
-    .remove(b';')
-    .remove(b'=')
-    .remove(b':')
-    .remove(b'@');
-
-fn path_and_query(environ: &Environ, below_script_name: bool) -> String {
+fn path_and_query(environ: &Environ, with_script_name: bool) -> String {
     if environ.get(names::REQUEST_URI) == Some(b"*") && environ.path_info().is_empty() {
         return "*".into();
     }
-    let (script_name, path_info) = (environ.script_name(), environ.path_info());
-    if !below_script_name && let Some(path_and_query) = request_uri(environ) {
-        return path_and_query;
-    }
-    let mut target = String::new();
-    if !below_script_name {
-        target.extend(percent_encoding::percent_encode(script_name, PATH));
-    }
-    target.extend(percent_encoding::percent_encode(path_info, PATH));
+    let mut target = path(environ, with_script_name);
     if !target.starts_with('/') {
         target.insert(0, '/');
     }
@@ -309,18 +282,46 @@ fn path_and_query(environ: &Environ, below_script_name: bool) -> String {
     target
 }
 
-/// REQUEST_URI's path and query, where no web server has made something else of them: that counts.
-fn request_uri(environ: &Environ) -> Option<String> {
+/// PATH_INFO, below SCRIPT_NAME if that is wanted: in the client's own writing, which alone tells `%2F` from `/`, else encoded anew.
+fn path(environ: &Environ, with_script_name: bool) -> String {
+    if let Some(path) = path_of_request_uri(environ, with_script_name) {
+        return path;
+    }
+    let script_name = if with_script_name { environ.script_name() } else { b"" };
+    percent_encode(script_name, PATH).chain(percent_encode(environ.path_info(), PATH)).collect()
+}
+
+/// REQUEST_URI's path, where no web server has made something else of it: that counts.
+fn path_of_request_uri(environ: &Environ, with_script_name: bool) -> Option<String> {
     let raw = std::str::from_utf8(environ.get(names::REQUEST_URI)?).ok()?;
     let path_and_query = match raw.starts_with('/') {
         true => raw.parse::<PathAndQuery>().ok()?,
         // HTTP/2 front ends have sent it in absolute form.
         false => raw.parse::<Uri>().ok()?.into_parts().path_and_query?,
     };
-    let decoded: Vec<u8> = percent_encoding::percent_decode_str(path_and_query.path()).collect();
-    let path = decoded.strip_prefix(environ.script_name())? == environ.path_info();
-    let query = path_and_query.query().unwrap_or("").as_bytes() == environ.query_string();
-    (path && query).then(|| path_and_query.as_str().to_owned())
+    let below = below(path_and_query.path(), environ.script_name())?;
+    let is_path_info = percent_decode_str(below).eq(environ.path_info().iter().copied());
+    let is_query = path_and_query.query().unwrap_or("").as_bytes() == environ.query_string();
+    let path = if with_script_name { path_and_query.path() } else { below };
+    (is_path_info && is_query).then(|| path.to_owned())
+}
+
+/// What of an encoded path comes after that decoded one.
+fn below<'a>(path: &'a str, script_name: &[u8]) -> Option<&'a str> {
+    let mut at = 0;
+    for byte in script_name {
+        let rest = &path.as_bytes()[at..];
+        let first = match rest {
+            [b'%', _, _, ..] if percent_decode(&rest[..3]).count() == 1 => &rest[..3],
+            [_, ..] => &rest[..1],
+            [] => return None,
+        };
+        if percent_decode(first).next() != Some(*byte) {
+            return None;
+        }
+        at += first.len();
+    }
+    path.get(at..)
 }
 
 /// An environ's input as the body of a request.

@@ -266,7 +266,7 @@ async fn options_asterisk_has_no_path() {
 
 #[tokio::test]
 async fn script_name_is_split_off_decoded_and_other_paths_are_404() {
-    let config = || Config { script_name: b"/my app".into(), ..quiet() };
+    let config = || Config { script_name: Some(b"/my app".into()), ..quiet() };
     for (path, path_info) in [("/my%20app", ""), ("/my%20app/", "/"), ("/m%79%20app/x%2Fy?z", "/x/y")] {
         let variables = variables_with(&get(path), config()).await;
         assert_has(
@@ -892,14 +892,14 @@ async fn an_application_may_take_longer_than_the_timeouts_of_its_connection() {
     let config = Config {
         head_timeout: Duration::from_millis(50),
         idle_timeout: Duration::from_millis(50),
-        write_stall: Duration::from_millis(50),
+        write_timeout: Duration::from_millis(50),
         ..quiet()
     };
     assert!(connect(application, config).ask(get("/")).await.ends_with("late"));
 }
 
 #[tokio::test]
-async fn a_client_that_takes_nothing_for_write_stall_is_dropped() {
+async fn a_client_that_takes_nothing_for_write_timeout_is_dropped() {
     let (closed, is_closed) = oneshot::channel();
     let closed = Arc::new(Mutex::new(Some(closed)));
     let application = with(closed, async |closed, environ: Environ, start_response: StartResponse| {
@@ -911,7 +911,7 @@ async fn a_client_that_takes_nothing_for_write_stall_is_dropped() {
             let _ = closed.send(token.is_cancelled());
         }))
     });
-    let config = Config { write_stall: Duration::from_millis(100), ..quiet() };
+    let config = Config { write_timeout: Duration::from_millis(100), ..quiet() };
     let mut client = connect(application, config);
     client.send(get("/")).await;
     let error = within(&mut client.server).await.unwrap().unwrap_err();
@@ -931,7 +931,7 @@ async fn a_slow_reader_holds_the_application_back() {
             Bytes::from(vec![b'x'; 10_000])
         })))
     });
-    let config = Config { max_unsent: 16 << 10, max_head_len: 8 << 10, ..quiet() };
+    let config = Config { output_window: 16 << 10, max_head_len: 8 << 10, ..quiet() };
     let mut client = connect(application, config);
     client.send(get("/")).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -955,7 +955,7 @@ async fn an_upload_is_read_as_the_application_takes_it() {
         start_response.start("200 OK", ())?;
         Ok::<_, Error>(len.to_string())
     });
-    let mut client = connect(application, Config { max_unsent: 16 << 10, max_head_len: 8 << 10, ..quiet() });
+    let mut client = connect(application, Config { output_window: 16 << 10, max_head_len: 8 << 10, ..quiet() });
     client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\nConnection: close\r\n\r\n").await;
     let taken = Arc::new(AtomicU64::new(0));
     let (mut reader, mut writer) = tokio::io::split(client.stream);
@@ -1082,7 +1082,7 @@ async fn a_client_that_leaves_during_the_body_has_it_cancelled_and_closed() {
 }
 
 #[tokio::test]
-async fn a_close_that_takes_longer_than_close_limit_is_dropped() {
+async fn a_close_that_takes_longer_than_close_timeout_is_dropped() {
     struct NeverCloses(Arc<AtomicBool>, bool);
     impl Frames for NeverCloses {
         fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame, Error>>> {
@@ -1107,7 +1107,7 @@ async fn a_close_that_takes_longer_than_close_limit_is_dropped() {
         start_response.start("200 OK", ())?;
         Ok::<_, Error>(Body::frames(NeverCloses(flag.clone(), false)))
     });
-    let mut client = connect(application, Config { close_limit: Duration::from_millis(50), ..quiet() });
+    let mut client = connect(application, Config { close_timeout: Duration::from_millis(50), ..quiet() });
     client.send(get("/")).await;
     client.read_until("first").await;
     drop(client.stream);
@@ -1147,8 +1147,8 @@ async fn a_half_closing_client_gets_its_answer_only_where_that_is_allowed() {
         start_response.start("200 OK", ())?;
         Ok::<_, Error>("answer")
     };
-    for (half_close, expected) in [(false, false), (true, true)] {
-        let mut client = connect(application, Config { half_close, ..quiet() });
+    for (finish_half_closed, expected) in [(false, false), (true, true)] {
+        let mut client = connect(application, Config { finish_half_closed, ..quiet() });
         client.send(get("/")).await;
         client.stream.shutdown().await.unwrap();
         assert_eq!(client.read_to_end().await.ends_with("answer"), expected);
@@ -1287,9 +1287,9 @@ async fn stopping_closes_idle_connections_and_finishes_requests() {
 }
 
 #[tokio::test]
-async fn stopping_gives_up_after_shutdown_limit_and_cancels() {
+async fn stopping_gives_up_after_shutdown_timeout_and_cancels() {
     let (application, mut tells) = waits_forever();
-    let mut client = connect(application, Config { shutdown_limit: Duration::from_millis(50), ..quiet() });
+    let mut client = connect(application, Config { shutdown_timeout: Duration::from_millis(50), ..quiet() });
     client.send(get("/")).await;
     assert_eq!(within(tells.recv()).await, Some("called"));
     client.stop.cancel();

@@ -142,36 +142,72 @@ async fn a_router_is_an_application() {
 }
 
 #[tokio::test]
-async fn the_uri_is_request_uri_where_it_matches_and_is_built_elsewhere() {
+async fn a_router_answers_the_same_under_a_script_name_and_without() {
+    let router = Router::new()
+        .route("/", get(async || "home"))
+        .route(
+            "/hello/{name}",
+            get(async |axum::extract::Path(name): axum::extract::Path<String>, uri: http::Uri| {
+                format!("hello {name} of {uri}")
+            }),
+        )
+        .fallback(async |uri: http::Uri| format!("nothing at {uri}"));
+    let paths = [
+        ("", "", "home"),
+        ("/", "/", "home"),
+        ("/hello/b%C3%A9", "/hello/b\u{e9}", "hello b\u{e9} of /hello/b%C3%A9?q=1"),
+        // The encoded slash is the name's, which PATH_INFO no longer tells.
+        ("/hello/a%2Fb", "/hello/a/b", "hello a/b of /hello/a%2Fb?q=1"),
+        ("/%68ello", "/hello", "nothing at /%68ello?q=1"),
+    ];
+    for (raw_script, script_name) in
+        [("", ""), ("/cgi-bin/app", "/cgi-bin/app"), ("/a%20b%2fc/%C3%A9", "/a b/c/\u{e9}")]
+    {
+        for (raw_path, path_info, expected) in paths {
+            let request_uri = format!("{raw_script}{raw_path}?q=1");
+            let environ = environ(&[
+                ("SCRIPT_NAME", script_name),
+                ("PATH_INFO", path_info),
+                ("REQUEST_URI", &request_uri),
+                ("QUERY_STRING", "q=1"),
+            ]);
+            let mut response = driver::call(from_service(router.clone()), environ).await.unwrap();
+            assert_eq!(response.body.read_to_end(200).await.unwrap(), expected.as_bytes(), "{request_uri}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_path_is_request_uris_where_it_matches_and_is_built_elsewhere() {
     let router = || Router::new().fallback(async |uri: http::Uri| uri.to_string());
-    for (variables, below, expected) in [
+    for (variables, below, whole) in [
         // As the client wrote it.
         (
             vec![("PATH_INFO", "/a b"), ("REQUEST_URI", "/%61%20b?q=%20"), ("QUERY_STRING", "q=%20")],
-            false,
+            "/%61%20b?q=%20",
             "/%61%20b?q=%20",
         ),
-        (vec![("SCRIPT_NAME", "/s"), ("PATH_INFO", "/p"), ("REQUEST_URI", "/s/p")], false, "/s/p"),
-        (vec![("PATH_INFO", "/p"), ("REQUEST_URI", "http://host/p?x"), ("QUERY_STRING", "x")], false, "/p?x"),
+        (vec![("SCRIPT_NAME", "/s"), ("PATH_INFO", "/p"), ("REQUEST_URI", "/%73/%70")], "/%70", "/%73/%70"),
+        (vec![("PATH_INFO", "/p"), ("REQUEST_URI", "http://host/p?x"), ("QUERY_STRING", "x")], "/p?x", "/p?x"),
         // A web server has rewritten it, or says nothing.
-        (vec![("PATH_INFO", "/new"), ("REQUEST_URI", "/old")], false, "/new"),
-        (vec![("PATH_INFO", "/p"), ("REQUEST_URI", "/p?x"), ("QUERY_STRING", "y")], false, "/p?y"),
-        (vec![("SCRIPT_NAME", "/s"), ("PATH_INFO", "/a b/\u{e9}?#")], false, "/s/a%20b/%C3%A9%3F%23"),
-        (vec![], false, "/"),
-        // Below the script.
-        (
-            vec![("SCRIPT_NAME", "/s.cgi"), ("PATH_INFO", "/p"), ("REQUEST_URI", "/s.cgi/p?x"), ("QUERY_STRING", "x")],
-            true,
-            "/p?x",
-        ),
-        (vec![("SCRIPT_NAME", "/s.cgi"), ("PATH_INFO", "")], true, "/"),
+        (vec![("PATH_INFO", "/new"), ("REQUEST_URI", "/old")], "/new", "/new"),
+        (vec![("SCRIPT_NAME", "/s"), ("PATH_INFO", "/p"), ("REQUEST_URI", "/p")], "/p", "/s/p"),
+        (vec![("SCRIPT_NAME", "/s/long"), ("PATH_INFO", "/p"), ("REQUEST_URI", "/s/%6")], "/p", "/s/long/p"),
+        (vec![("SCRIPT_NAME", "/%"), ("PATH_INFO", "/p"), ("REQUEST_URI", "/%25/p")], "/p", "/%25/p"),
+        (vec![("PATH_INFO", "/p"), ("REQUEST_URI", "/p?x"), ("QUERY_STRING", "y")], "/p?y", "/p?y"),
+        (vec![("SCRIPT_NAME", "/s"), ("PATH_INFO", "/a b/\u{e9}?#")], "/a%20b/%C3%A9%3F%23", "/s/a%20b/%C3%A9%3F%23"),
+        (vec![("SCRIPT_NAME", "/s.cgi"), ("PATH_INFO", "")], "/", "/s.cgi"),
+        (vec![("SCRIPT_NAME", "/s.cgi"), ("REQUEST_URI", "/s.cgi?x"), ("QUERY_STRING", "x")], "/?x", "/s.cgi?x"),
+        (vec![("PATH_INFO", "")], "/", "/"),
+        // OPTIONS for the server.
+        (vec![("REQUEST_URI", "*")], "*", "*"),
     ] {
-        let application = match below {
-            true => from_service(router()).below_script_name(),
-            false => from_service(router()),
-        };
-        let mut response = driver::call(application, environ(&variables)).await.unwrap();
-        assert_eq!(response.body.read_to_end(200).await.unwrap(), expected, "{variables:?}");
+        for (application, expected) in
+            [(from_service(router()), below), (from_service(router()).with_script_name(), whole)]
+        {
+            let mut response = driver::call(application, environ(&variables)).await.unwrap();
+            assert_eq!(response.body.read_to_end(200).await.unwrap(), expected, "{variables:?}");
+        }
     }
 }
 

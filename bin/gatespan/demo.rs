@@ -122,7 +122,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
     };
     let http_config = http::Config {
         max_requests: MAX_REQUESTS,
-        shutdown_limit: SHUTDOWN_LIMIT,
+        shutdown_timeout: SHUTDOWN_LIMIT,
         errors: Errors::new(Arc::new(Tracing)),
         ..http::Config::default()
     };

@@ -20,7 +20,7 @@ use crate::protocol::cgi::{self, MetaVariables};
 use crate::protocol::fastcgi::Role;
 
 /// What a path is not made of (RFC 3986 3.3).
-const PATH: &AsciiSet = &percent_encoding::NON_ALPHANUMERIC
+pub(crate) const PATH: &AsciiSet = &percent_encoding::NON_ALPHANUMERIC
     .remove(b'/')
     .remove(b'-')
     .remove(b'.')

@@ -290,7 +290,7 @@ async fn serve_one<A: Application>(
         #[cfg(feature = "http")]
         Gateway::Http => {
             let mut config = options.http;
-            config.script_name = mounted_at().unwrap_or(config.script_name);
+            config.script_name = mounted_at().or(config.script_name);
             http::serve(listener, application, config, shutdown).await;
             Ok(())
         }

@@ -21,7 +21,7 @@ pub struct Config {
     /// then, with 408 if it lets it. Default: 60 seconds.
     pub body_timeout: Duration,
     /// How long a client may take nothing of what is sent before its connection is dropped. Default: 60 seconds.
-    pub write_stall: Duration,
+    pub write_timeout: Duration,
     /// The longest request body, in bytes. Over it is 413, before the application is called where the client announces it. Default: no limit.
     pub max_body: Option<u64>,
     /// How many connections there may be. Further ones wait to be accepted. Default: 10,000.
@@ -31,22 +31,22 @@ pub struct Config {
     /// How many requests a client may have open on one HTTP/2 connection. Default: 100.
     pub max_streams: u32,
     /// The most that is held of a response of HTTP/1.1 that the client has not taken yet, in bytes, beyond the last piece. Default: 64 KiB.
-    pub max_unsent: usize,
+    pub output_window: usize,
     /// How long requests may go on after the server is asked to stop. Default: 30 seconds.
-    pub shutdown_limit: Duration,
+    pub shutdown_timeout: Duration,
     /// How long an application's `close()` may take after its client has left. Default: 5 seconds.
-    pub close_limit: Duration,
+    pub close_timeout: Duration,
     /// What is read and thrown away of a request that was answered before it was read, in bytes, so that closing the connection
     /// does not cost the client its answer. Default: 1 MiB.
-    pub max_discarded: usize,
+    pub linger_len: u64,
     /// How long that may take. Default: 2 seconds.
-    pub discard_limit: Duration,
-    /// Whether a client that has closed its sending half still gets its answer. It can't be told apart from one that has left, so
+    pub linger_timeout: Duration,
+    /// Whether a client that closes its sending half after a whole request still gets its answer. It can't be told apart from one that has left, so
     /// that requests of clients that left run on. HTTP/1.1 only. Default: false.
-    pub half_close: bool,
-    /// SCRIPT_NAME: the decoded path, such as `/app`, below which the application lies. Requests for other paths are answered with 404.
-    /// Default: empty, for all paths.
-    pub script_name: Vec<u8>,
+    pub finish_half_closed: bool,
+    /// Where the application is mounted: SCRIPT_NAME, as the decoded path, such as `/app`. Requests for other paths are answered with 404.
+    /// Default: at the root, for all paths.
+    pub script_name: Option<Vec<u8>>,
     /// SERVER_NAME in the place of what requests say. Default: none.
     pub server_name: Option<String>,
     /// SERVER_PORT in the place of what requests say. Default: none.
@@ -73,18 +73,18 @@ impl Default for Config {
             head_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(75),
             body_timeout: Duration::from_secs(60),
-            write_stall: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
             max_body: None,
             max_connections: 10_000,
             max_requests: 10_000,
             max_streams: 100,
-            max_unsent: 64 << 10,
-            shutdown_limit: Duration::from_secs(30),
-            close_limit: DEFAULT_CLOSE_LIMIT,
-            max_discarded: 1 << 20,
-            discard_limit: Duration::from_secs(2),
-            half_close: false,
-            script_name: Vec::new(),
+            output_window: 64 << 10,
+            shutdown_timeout: Duration::from_secs(30),
+            close_timeout: DEFAULT_CLOSE_LIMIT,
+            linger_len: 1 << 20,
+            linger_timeout: Duration::from_secs(2),
+            finish_half_closed: false,
+            script_name: None,
             server_name: None,
             server_port: None,
             server_software: SERVER_SOFTWARE.into(),

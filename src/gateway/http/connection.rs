@@ -50,7 +50,7 @@ where
     let config = &gateway.config;
     let activity = Arc::new(Activity::new());
     let mut clock = Clock::new(config.head_timeout, config.idle_timeout);
-    let mut stream = Watched::new(stream, activity.clone(), config.write_stall);
+    let mut stream = Watched::new(stream, activity.clone(), config.write_timeout);
     // Nobody who stops wants to know which version a connection would have had.
     let begun = stop.run_until_cancelled(async {
         tokio::select! {
@@ -101,7 +101,7 @@ pub enum ConnectionError {
     /// Requests still ran when the time for stopping was up.
     #[error("requests still ran {after:?} after the server was asked to stop")]
     Stop {
-        /// [`Config::shutdown_limit`].
+        /// [`Config::shutdown_timeout`].
         after: Duration,
     },
 }
@@ -183,7 +183,7 @@ async fn drive(
                     Waiting::Head => return Poll::Ready(End::Head),
                 }
             }
-            finishing = Some(Box::pin(tokio::time::sleep(config.shutdown_limit)));
+            finishing = Some(Box::pin(tokio::time::sleep(config.shutdown_timeout)));
             let was_idle = !activity.is_busy();
             connection.as_mut().finish();
             if let Poll::Ready(result) = connection.as_mut().poll(cx) {
@@ -210,18 +210,18 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     A: Application,
 {
-    if !config.half_close {
+    if !config.finish_half_closed {
         stream.notice_leaving();
     }
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         // The clock has a limit for it, and one for idle connections, which hyper does not tell apart.
         .header_read_timeout(None)
-        .half_close(config.half_close)
+        .half_close(config.finish_half_closed)
         .max_headers(config.max_headers)
         .max_header_size(config.max_head_len)
         // hyper has one limit for what it holds of either direction, of 8 KiB at least.
-        .max_buf_size(config.max_unsent.max(config.max_head_len).max(8 << 10))
+        .max_buf_size(config.output_window.max(config.max_head_len).max(8 << 10))
         .auto_date_header(config.date)
         .serve_connection(TokioIo::new(stream), service);
     let end = drive(Pin::new(&mut connection), clock, activity, config, stop).await;
@@ -244,7 +244,7 @@ where
             say_timeout(stream, config).await;
             Err(ConnectionError::Head { after: config.head_timeout })
         }
-        End::Stop => Err(ConnectionError::Stop { after: config.shutdown_limit }),
+        End::Stop => Err(ConnectionError::Stop { after: config.shutdown_timeout }),
     }
 }
 
@@ -264,21 +264,21 @@ where
         .timer(TokioTimer::new())
         .max_concurrent_streams(config.max_streams)
         .max_header_list_size(u32::try_from(config.max_head_len).unwrap_or(u32::MAX))
-        .max_send_buf_size(config.max_unsent)
+        .max_send_buf_size(config.output_window)
         .auto_date_header(config.date)
         .serve_connection(TokioIo::new(stream), service);
     match drive(Pin::new(&mut connection), clock, activity, config, stop).await {
         End::Over(result) => result.map_err(ConnectionError::of),
         End::Idle => Ok(()),
         // The clock does not ring for heads here.
-        End::Head | End::Stop => Err(ConnectionError::Stop { after: config.shutdown_limit }),
+        End::Head | End::Stop => Err(ConnectionError::Stop { after: config.shutdown_timeout }),
     }
 }
 
 /// The answer to a client that did not finish its request's head (RFC 9110 15.5.9).
 async fn say_timeout<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, config: &Config) {
     const ANSWER: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
-    if let Ok(Ok(())) = tokio::time::timeout(config.discard_limit, stream.write_all(ANSWER)).await {
+    if let Ok(Ok(())) = tokio::time::timeout(config.linger_timeout, stream.write_all(ANSWER)).await {
         discard(stream, config).await;
     }
 }
@@ -292,15 +292,15 @@ async fn discard<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, config: &Conf
             return;
         }
         let mut buffer = vec![0; 16 << 10];
-        let mut left = config.max_discarded;
+        let mut left = config.linger_len;
         while left > 0 {
             match stream.read(&mut buffer).await {
                 Ok(0) | Err(_) => return,
-                Ok(read) => left = left.saturating_sub(read),
+                Ok(read) => left = left.saturating_sub(read as u64),
             }
         }
     };
-    let _ = tokio::time::timeout(config.discard_limit, reading).await;
+    let _ = tokio::time::timeout(config.linger_timeout, reading).await;
 }
 
 /// The requests of one connection, as hyper hands them over.
@@ -328,7 +328,7 @@ impl<A: Application> Requests<A> {
             local,
             https: config.https,
             software: config.server_software.clone(),
-            script_name: config.script_name.clone(),
+            script_name: config.script_name.clone().unwrap_or_default(),
             server_name: config.server_name.clone(),
             server_port: config.server_port,
         };

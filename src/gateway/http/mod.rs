@@ -42,7 +42,7 @@ pub struct Gateway<A> {
 impl<A: Application> Gateway<A> {
     /// That application under these settings.
     pub fn new(application: A, config: Config) -> Self {
-        let closing = Closing { limit: config.close_limit, tasks: TaskTracker::new() };
+        let closing = Closing { limit: config.close_timeout, tasks: TaskTracker::new() };
         Self {
             application: Arc::new(application),
             config,
@@ -57,17 +57,17 @@ impl<A: Application> Gateway<A> {
         &self.config
     }
 
-    /// Waits until applications whose clients have left are closed; at most [`Config::close_limit`]. For the end of a server.
+    /// Waits until applications whose clients have left are closed; at most [`Config::close_timeout`]. For the end of a server.
     pub async fn closed(&self) {
         self.closing.tasks.close();
         // Each has the same limit, and none begins after the last connection.
-        let _ = tokio::time::timeout(self.config.close_limit, self.closing.tasks.wait()).await;
+        let _ = tokio::time::timeout(self.config.close_timeout, self.closing.tasks.wait()).await;
     }
 }
 
 /// Serves all connections of a listener until `shutdown` is ready.
 ///
-/// Then no more are accepted, idle ones are closed, and requests that run are finished within [`Config::shutdown_limit`]. Dropping the
+/// Then no more are accepted, idle ones are closed, and requests that run are finished within [`Config::shutdown_timeout`]. Dropping the
 /// future drops all connections at once.
 pub async fn serve<A: Application>(
     listener: Listener,

@@ -23,20 +23,20 @@ pub(super) struct Watched<S> {
     ahead: BytesMut,
     /// Whether an end of input means that the client has left.
     end_is_leaving: bool,
-    write_stall: Duration,
+    write_timeout: Duration,
     /// Runs while the client takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
     is_stalled: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
-    pub(super) fn new(stream: S, activity: Arc<Activity>, write_stall: Duration) -> Self {
+    pub(super) fn new(stream: S, activity: Arc<Activity>, write_timeout: Duration) -> Self {
         Self {
             stream,
             activity,
             ahead: BytesMut::new(),
             end_is_leaving: false,
-            write_stall,
+            write_timeout,
             stalled: None,
             is_stalled: false,
         }
@@ -95,7 +95,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
             self.is_stalled = false;
             return written;
         }
-        let stall = self.write_stall;
+        let stall = self.write_timeout;
         let clock = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(stall)));
         if !std::mem::replace(&mut self.is_stalled, true) {
             clock.as_mut().reset(Instant::now() + stall);
