@@ -1,0 +1,293 @@
+//! The clients: as cheap as they can be, so that the server is what is measured.
+//!
+//! Every connection always has a request under way. One thread waits for all of them, as a web server does: one that never sleeps would
+//! spare the server what it costs to wake it.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use gatespan::protocol::fastcgi::{BeginRequest, Header, RecordType, RequestId, Role, name_value, put_record};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// How much of an upload is in one record: what nginx sends.
+const UPLOAD_RECORD: usize = 32 * 1024;
+
+/// Variables as nginx sends them for a browser's request: 25, some 800 bytes.
+pub(crate) fn variables(method: &str, content_length: usize) -> Vec<(String, String)> {
+    let length = if content_length == 0 { String::new() } else { content_length.to_string() };
+    [
+        ("QUERY_STRING", "page=2&order=name"),
+        ("REQUEST_METHOD", method),
+        ("CONTENT_TYPE", ""),
+        ("CONTENT_LENGTH", &length),
+        ("SCRIPT_NAME", ""),
+        ("PATH_INFO", "/articles/list"),
+        ("REQUEST_URI", "/articles/list?page=2&order=name"),
+        ("DOCUMENT_URI", "/articles/list"),
+        ("DOCUMENT_ROOT", "/usr/share/nginx/html"),
+        ("SERVER_PROTOCOL", "HTTP/1.1"),
+        ("REQUEST_SCHEME", "http"),
+        ("GATEWAY_INTERFACE", "CGI/1.1"),
+        ("SERVER_SOFTWARE", "nginx/1.22.1"),
+        ("REMOTE_ADDR", "127.0.0.1"),
+        ("REMOTE_PORT", "51234"),
+        ("SERVER_ADDR", "127.0.0.1"),
+        ("SERVER_PORT", "8080"),
+        ("SERVER_NAME", "localhost"),
+        ("REDIRECT_STATUS", "200"),
+        ("HTTP_HOST", "localhost:8080"),
+        ("HTTP_USER_AGENT", "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"),
+        ("HTTP_ACCEPT", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"),
+        ("HTTP_ACCEPT_LANGUAGE", "en-US,en;q=0.5"),
+        ("HTTP_ACCEPT_ENCODING", "gzip, deflate, br"),
+        ("HTTP_CONNECTION", "keep-alive"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into()
+}
+
+/// A request as it goes over the wire.
+pub(crate) fn request(method: &str, body_len: usize, keep_connection: bool) -> Vec<u8> {
+    let id = RequestId(1);
+    let mut params = Vec::new();
+    for (name, value) in variables(method, body_len) {
+        name_value::encode(name.as_bytes(), value.as_bytes(), &mut params).expect("these are short");
+    }
+    let padded = |content: &[u8]| Header::padded(RecordType::Params, id, content.len() as u16).padding_len;
+    let mut wire = Vec::new();
+    let begin = BeginRequest { role: Role::Responder, keep_connection };
+    put_record(RecordType::BeginRequest, id, &begin.encode(), 0, &mut wire);
+    put_record(RecordType::Params, id, &params, padded(&params), &mut wire);
+    put_record(RecordType::Params, id, &[], 0, &mut wire);
+    for content in vec![b'u'; body_len].chunks(UPLOAD_RECORD) {
+        put_record(RecordType::Stdin, id, content, padded(content), &mut wire);
+    }
+    put_record(RecordType::Stdin, id, &[], 0, &mut wire);
+    wire
+}
+
+/// Where the records of an answer stand, looked at no further than their headers.
+#[derive(Default)]
+struct Answer {
+    skip: usize,
+    ends: bool,
+}
+
+impl Answer {
+    /// Walks over what is filled and moves the rest to the front. True after END_REQUEST.
+    fn take(&mut self, buffer: &mut [u8], filled: &mut usize) -> bool {
+        let mut at = 0;
+        let over = loop {
+            let skipped = usize::min(self.skip, *filled - at);
+            at += skipped;
+            self.skip -= skipped;
+            if self.ends && self.skip == 0 {
+                break true;
+            }
+            let Some(header) = buffer[at..*filled].first_chunk::<8>() else { break false };
+            self.skip = 8 + usize::from(u16::from_be_bytes([header[4], header[5]])) + usize::from(header[6]);
+            self.ends = header[1] == 3;
+        };
+        buffer.copy_within(at..*filled, 0);
+        *filled -= at;
+        over
+    }
+}
+
+fn cut_short() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "expected END_REQUEST, got the end of the connection")
+}
+
+/// Reads up to END_REQUEST. What was read goes through `sink`.
+fn read_answer(stream: &mut UnixStream, buffer: &mut [u8], mut sink: impl FnMut(&[u8])) -> io::Result<()> {
+    let (mut answer, mut filled) = (Answer::default(), 0);
+    loop {
+        let read = stream.read(&mut buffer[filled..])?;
+        if read == 0 {
+            return Err(cut_short());
+        }
+        sink(&buffer[filled..filled + read]);
+        filled += read;
+        if answer.take(buffer, &mut filled) {
+            return Ok(());
+        }
+    }
+}
+
+/// One answer as it went over the wire.
+pub(crate) fn answer(path: &Path, request: &[u8]) -> io::Result<Vec<u8>> {
+    let mut stream = connect(path)?;
+    stream.write_all(request)?;
+    let mut bytes = Vec::new();
+    read_answer(&mut stream, &mut vec![0; 64 * 1024], |piece| bytes.extend_from_slice(piece))?;
+    Ok(bytes)
+}
+
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let stream = UnixStream::connect(path)?;
+    // A server that does not answer is an error, not the end of all measuring.
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    Ok(stream)
+}
+
+/// How long any answer may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long to go on, and with how many connections.
+#[derive(Clone, Copy)]
+pub(crate) struct Extent {
+    pub(crate) connections: usize,
+    pub(crate) time: Duration,
+    /// No more than about this many requests.
+    pub(crate) requests: usize,
+}
+
+/// Runs a client for each connection on one thread: each is given a function that counts an answer and says whether to go on.
+fn clients<F: Future<Output = io::Result<()>> + Send + 'static>(
+    extent: Extent,
+    client: impl Fn(Box<dyn FnMut() -> bool + Send>) -> F,
+) -> io::Result<(usize, Duration)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let start = Instant::now();
+        let count = Arc::new(AtomicUsize::new(0));
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..extent.connections {
+            let count = count.clone();
+            tasks.spawn(client(Box::new(move || {
+                let done = count.fetch_add(1, Ordering::Relaxed) + 1;
+                done + extent.connections <= extent.requests && start.elapsed() < extent.time
+            })));
+        }
+        let all = async {
+            while let Some(client) = tasks.join_next().await {
+                client.map_err(io::Error::other)??;
+            }
+            io::Result::Ok(())
+        };
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the server stopped answering");
+        tokio::time::timeout(extent.time + TIMEOUT, all).await.map_err(late)??;
+        Ok((count.load(Ordering::Relaxed), start.elapsed()))
+    })
+}
+
+/// Requests on connections that stay. Gives their number and the time they took.
+pub(crate) fn kept(path: &Path, request: &[u8], extent: Extent) -> io::Result<(usize, Duration)> {
+    clients(extent, |mut go_on| {
+        let (path, request) = (path.to_owned(), request.to_owned());
+        async move {
+            let mut stream = tokio::net::UnixStream::connect(path).await?;
+            let mut buffer = vec![0; 16 * 1024];
+            loop {
+                exchange(&mut stream, &request, &mut buffer).await?;
+                if !go_on() {
+                    return Ok(());
+                }
+            }
+        }
+    })
+}
+
+/// Requests on a new connection each, which the server closes.
+pub(crate) fn closed(path: &Path, request: &[u8], extent: Extent) -> io::Result<(usize, Duration)> {
+    clients(extent, |mut go_on| {
+        let (path, request) = (path.to_owned(), request.to_owned());
+        async move {
+            let mut buffer = vec![0; 16 * 1024];
+            loop {
+                let mut stream = tokio::net::UnixStream::connect(&path).await?;
+                exchange(&mut stream, &request, &mut buffer).await?;
+                if stream.read(&mut buffer).await? > 0 {
+                    return Err(io::Error::other("expected the end of the connection after END_REQUEST, got more"));
+                }
+                if !go_on() {
+                    return Ok(());
+                }
+            }
+        }
+    })
+}
+
+async fn exchange(stream: &mut tokio::net::UnixStream, request: &[u8], buffer: &mut [u8]) -> io::Result<()> {
+    stream.write_all(request).await?;
+    let (mut answer, mut filled) = (Answer::default(), 0);
+    loop {
+        let read = stream.read(&mut buffer[filled..]).await?;
+        if read == 0 {
+            return Err(cut_short());
+        }
+        filled += read;
+        if answer.take(buffer, &mut filled) {
+            return Ok(());
+        }
+    }
+}
+
+/// Large answers or uploads, a thread for each connection. Gives the number of requests.
+pub(crate) fn large(path: &Path, request: &[u8], extent: Extent) -> io::Result<(usize, Duration)> {
+    let start = Instant::now();
+    let one = || {
+        let mut stream = connect(path)?;
+        let mut buffer = vec![0; 256 * 1024];
+        let mut count = 0;
+        while start.elapsed() < extent.time && count < extent.requests {
+            stream.write_all(request)?;
+            read_answer(&mut stream, &mut buffer, |_| {})?;
+            count += 1;
+        }
+        io::Result::Ok(count)
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..extent.connections).map(|_| scope.spawn(one)).collect();
+        let mut count = 0;
+        for thread in threads {
+            count += thread.join().map_err(|_| io::Error::other("a client panicked"))??;
+        }
+        Ok((count, start.elapsed()))
+    })
+}
+
+/// Requests to an HTTP server on kept connections; every answer ends with `end`.
+pub(crate) fn http(port: u16, target: &str, end: &[u8], extent: Extent) -> io::Result<(usize, Duration)> {
+    let request = format!(
+        "GET {target}?page=2&order=name HTTP/1.1\r\nHost: localhost:8080\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64; \
+         rv:128.0) Gecko/20100101 Firefox/128.0\r\nAccept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8\r\n\
+         Accept-Language: en-US,en;q=0.5\r\nAccept-Encoding: gzip, deflate, br\r\nConnection: keep-alive\r\n\r\n"
+    );
+    let (request, end) = (Arc::<str>::from(request), Arc::<[u8]>::from(end));
+    clients(extent, |mut go_on| {
+        let (request, end) = (request.clone(), end.clone());
+        async move {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+            stream.set_nodelay(true)?;
+            let mut buffer = vec![0; 16 * 1024];
+            loop {
+                stream.write_all(request.as_bytes()).await?;
+                let mut filled = 0;
+                while !buffer[..filled].ends_with(&end) {
+                    match stream.read(&mut buffer[filled..]).await? {
+                        0 => {
+                            let got = buffer[..filled].escape_ascii();
+                            return Err(io::Error::other(format!(
+                                "expected an answer from nginx, got \"{got}\" and the end"
+                            )));
+                        }
+                        read => filled += read,
+                    }
+                }
+                if !buffer.starts_with(b"HTTP/1.1 200 ") {
+                    return Err(io::Error::other(format!("expected 200, got \"{}\"", buffer[..filled].escape_ascii())));
+                }
+                if !go_on() {
+                    return Ok(());
+                }
+            }
+        }
+    })
+}
