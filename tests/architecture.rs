@@ -76,7 +76,7 @@ fn what_the_documents_link_to_is_there() {
 #[test]
 fn clap_and_anyhow_live_in_the_tool() {
     for (file, text) in sources("src") {
-        for library in ["clap", "clap_complete", "clap_mangen", "anyhow", "tracing_subscriber"] {
+        for library in ["clap", "clap_complete", "clap_mangen", "anyhow"] {
             let used = paths_from(&text, &format!("{library}::"));
             assert!(used.is_empty(), "{}: {library} is for bin/ only", file.display());
         }
