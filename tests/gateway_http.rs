@@ -16,6 +16,7 @@ use gatespan::application::{
 };
 use gatespan::gateway::http::{Config, ConnectionError, Gateway, serve, serve_connection};
 use gatespan::gateway::listener::Listener;
+use gatespan::middleware::validate::{Validate, validate};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -26,6 +27,8 @@ use tokio_util::sync::CancellationToken;
 const CLIENT: &str = "192.0.2.7:50000";
 const SERVER: &str = "192.0.2.1:8080";
 
+const PLAIN: [(&str, &str); 1] = [("Content-Type", "text/plain")];
+
 /// A connection to an application.
 struct Client {
     stream: DuplexStream,
@@ -34,7 +37,17 @@ struct Client {
 }
 
 fn connect<A: Application>(application: A, config: Config) -> Client {
+    connect_to(&gateway(application, config))
+}
+
+/// For applications that break PEP 3333's rules on purpose.
+fn connect_unchecked<A: Application>(application: A, config: Config) -> Client {
     connect_to(&Arc::new(Gateway::new(application, config)))
+}
+
+/// A gateway and its application, with the validator between them.
+fn gateway<A: Application>(application: A, config: Config) -> Arc<Gateway<Validate<A>>> {
+    Arc::new(Gateway::new(validate(application), config))
 }
 
 fn connect_to<A: Application>(gateway: &Arc<Gateway<A>>) -> Client {
@@ -284,7 +297,7 @@ async fn script_name_is_split_off_decoded_and_other_paths_are_404() {
 async fn cve_2019_11043_line_ends_in_the_path_are_decoded_and_nothing_else_happens() {
     let answer = connect(
         async |environ: Environ, start_response: StartResponse| {
-            start_response.start("200 OK", ())?;
+            start_response.start("200 OK", PLAIN)?;
             Ok::<_, Error>(environ.path_info().escape_ascii().to_string())
         },
         quiet(),
@@ -351,7 +364,7 @@ async fn repeated_headers_are_repeated_pairs_and_values_stay_bytes() {
         b"GET / HTTP/1.1\r\nHost: a\r\nX-A: 1\r\nCookie: c=1\r\nX-A: 2\r\nX-B: \xff\xfe\r\nCookie: d=2\r\n".to_vec();
     request.extend_from_slice(b"Connection: close\r\n\r\n");
     let application = async |environ: Environ, start_response: StartResponse| {
-        start_response.start("200 OK", ())?;
+        start_response.start("200 OK", PLAIN)?;
         assert_eq!(environ.get("HTTP_X_A"), Some(&b"1, 2"[..]));
         assert_eq!(environ.get("HTTP_COOKIE"), Some(&b"c=1; d=2"[..]));
         assert_eq!(environ.get("HTTP_X_B"), Some(&b"\xff\xfe"[..]));
@@ -388,7 +401,7 @@ async fn the_settings_replace_what_requests_say() {
 #[tokio::test]
 async fn the_server_is_told_with_its_connection_and_request_numbers() {
     let application = async |environ: Environ, start_response: StartResponse| {
-        start_response.start("200 OK", ())?;
+        start_response.start("200 OK", PLAIN)?;
         let server = environ.server();
         Ok::<_, Error>(format!(
             "{} {} {} {} {} {}\n",
@@ -400,7 +413,7 @@ async fn the_server_is_told_with_its_connection_and_request_numbers() {
             environ.run_once()
         ))
     };
-    let gateway = Arc::new(Gateway::new(application, quiet()));
+    let gateway = gateway(application, quiet());
     let mut first = connect_to(&gateway);
     first.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     assert!(first.read_until("\n").await.starts_with("HTTP"));
@@ -430,7 +443,7 @@ async fn pipelined_requests_are_answered_in_order() {
             if environ.path_info() == b"/slow" {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            start_response.start("200 OK", ())?;
+            start_response.start("200 OK", PLAIN)?;
             Ok::<_, Error>(environ.path_info().to_vec())
         },
         quiet(),
@@ -486,7 +499,7 @@ async fn answers_204_and_304_have_neither_body_nor_chunks() {
             start_response.start(status, [("ETag", "\"x\"")])?;
             Ok::<_, Error>(Body::iter(["must not", " be sent"]))
         });
-        let answer = connect(application, quiet()).ask(get("/")).await;
+        let answer = connect_unchecked(application, quiet()).ask(get("/")).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")) && answer.ends_with("\r\n\r\n"), "{answer}");
         assert!(!answer.contains("transfer-encoding") && !answer.contains("content-length"), "{answer}");
     }
@@ -502,7 +515,7 @@ async fn a_custom_reason_phrase_survives_and_an_unknown_code_has_one() {
         ("599 Odd", "HTTP/1.1 599 Odd\r\n"),
     ] {
         let application = with(status, async |status, _: Environ, start_response: StartResponse| {
-            start_response.start(status, ())?;
+            start_response.start(status, PLAIN)?;
             Ok::<_, Error>("x")
         });
         let answer = connect(application, quiet()).ask(get("/")).await;
@@ -513,7 +526,7 @@ async fn a_custom_reason_phrase_survives_and_an_unknown_code_has_one() {
 #[tokio::test]
 async fn repeated_response_headers_keep_their_order_and_values_stay_bytes() {
     let application = async |_: Environ, start_response: StartResponse| {
-        let mut headers = Headers::new();
+        let mut headers = Headers::from(PLAIN);
         headers.push("Set-Cookie", "a=1");
         headers.push("X-Bytes", b"\xff\xfe");
         headers.push("set-cookie", "b=2");
@@ -533,7 +546,10 @@ async fn repeated_response_headers_keep_their_order_and_values_stay_bytes() {
 #[tokio::test]
 async fn date_and_server_are_added_once_and_only_where_wanted() {
     let own = async |_: Environ, start_response: StartResponse| {
-        start_response.start("200 OK", [("Date", "Thu, 01 Jan 1970 00:00:00 GMT"), ("Server", "mine")])?;
+        start_response.start(
+            "200 OK",
+            [("Content-Type", "text/plain"), ("Date", "Thu, 01 Jan 1970 00:00:00 GMT"), ("Server", "mine")],
+        )?;
         Ok::<_, Error>("x")
     };
     let plain = connect(hello, quiet()).ask(get("/")).await;
@@ -583,7 +599,7 @@ async fn pieces_of_an_iterator_are_not_kept_back_while_the_next_is_made() {
     let (sender, receiver) = std::sync::mpsc::channel::<&'static str>();
     let receiver = Mutex::new(Some(receiver));
     let application = gatespan::application::blocking(move |_: Environ, start_response: StartResponse| {
-        start_response.start("200 OK", ())?;
+        start_response.start("200 OK", PLAIN)?;
         Ok(receiver.lock().unwrap().take().expect("one request"))
     });
     let mut client = connect(application, quiet());
@@ -603,7 +619,7 @@ async fn parts_of_files_are_read() {
     std::fs::write(file.path(), &content).unwrap();
     let path = file.path().to_owned();
     let application = with(path, async |path, environ: Environ, start_response: StartResponse| {
-        start_response.start("200 OK", ())?;
+        start_response.start("200 OK", PLAIN)?;
         Ok::<_, Error>(environ.file_wrapper(std::fs::File::open(&path)?, None)?)
     });
     let mut client = connect(application, quiet());
@@ -617,7 +633,7 @@ async fn parts_of_files_are_read() {
 #[tokio::test]
 async fn trailers_go_to_clients_that_take_them() {
     let application = async |_: Environ, start_response: StartResponse| {
-        start_response.start("200 OK", [("Trailer", "X-Sum")])?;
+        start_response.start("200 OK", [("Content-Type", "text/plain"), ("Trailer", "X-Sum")])?;
         struct WithTrailers(Vec<Frame>);
         impl Frames for WithTrailers {
             fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame, Error>>> {
@@ -644,7 +660,7 @@ async fn expect_continue_is_answered_when_the_application_reads_and_not_before()
         with(may_read, async |may_read, mut environ: Environ, start_response: StartResponse| {
             may_read.notified().await;
             let body = environ.input().read_to_end(100).await?;
-            start_response.start("200 OK", ())?;
+            start_response.start("200 OK", PLAIN)?;
             Ok::<_, Error>(body)
         }),
         quiet(),
@@ -695,7 +711,7 @@ async fn a_broken_chunk_is_400_and_a_body_that_stops_coming_408() {
 async fn an_answer_to_an_unread_upload_arrives_over_tcp() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let gateway = Arc::new(Gateway::new(hello, quiet()));
+    let gateway = gateway(hello, quiet());
     let server = tokio::spawn(async move {
         let (stream, peer) = listener.accept().await.unwrap();
         serve_connection(stream, Peer::Ip(peer), None, &gateway, &CancellationToken::new()).await
@@ -886,7 +902,7 @@ async fn a_connection_without_a_request_is_closed_in_silence() {
 async fn an_application_may_take_longer_than_the_timeouts_of_its_connection() {
     let application = async |_: Environ, start_response: StartResponse| {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        start_response.start("200 OK", ())?;
+        start_response.start("200 OK", PLAIN)?;
         Ok::<_, Error>("late")
     };
     let config = Config {
@@ -903,7 +919,7 @@ async fn a_client_that_takes_nothing_for_write_timeout_is_dropped() {
     let (closed, is_closed) = oneshot::channel();
     let closed = Arc::new(Mutex::new(Some(closed)));
     let application = with(closed, async |closed, environ: Environ, start_response: StartResponse| {
-        start_response.start("200 OK", ())?;
+        start_response.start("200 OK", PLAIN)?;
         let token = environ.cancellation();
         let closed = closed.lock().unwrap().take().expect("one request");
         let pieces = std::iter::repeat_with(|| Bytes::from(vec![b'x'; 10_000]));
@@ -924,7 +940,7 @@ async fn a_slow_reader_holds_the_application_back() {
     let made = Arc::new(AtomicUsize::new(0));
     let counted = made.clone();
     let application = with(counted, async |counted, _: Environ, start_response: StartResponse| {
-        start_response.start("200 OK", ())?;
+        start_response.start("200 OK", PLAIN)?;
         let counted = counted.clone();
         Ok::<_, Error>(Body::iter(std::iter::repeat_with(move || {
             counted.fetch_add(10_000, Ordering::SeqCst);
@@ -952,7 +968,7 @@ async fn an_upload_is_read_as_the_application_takes_it() {
         while let Some(chunk) = environ.input().chunk().await? {
             len += chunk.len();
         }
-        start_response.start("200 OK", ())?;
+        start_response.start("200 OK", PLAIN)?;
         Ok::<_, Error>(len.to_string())
     });
     let mut client = connect(application, Config { output_window: 16 << 10, max_head_len: 8 << 10, ..quiet() });
@@ -1068,10 +1084,10 @@ async fn a_client_that_leaves_during_the_body_has_it_cancelled_and_closed() {
     }
     let (told, mut tells) = mpsc::unbounded_channel();
     let application = with(told, async |told, environ: Environ, start_response: StartResponse| {
-        start_response.start("200 OK", ())?;
+        start_response.start("200 OK", PLAIN)?;
         Ok::<_, Error>(Body::frames(Endless(told.clone(), environ.cancellation(), None, false)))
     });
-    let gateway = Arc::new(Gateway::new(application, quiet()));
+    let gateway = gateway(application, quiet());
     let mut client = connect_to(&gateway);
     client.send(get("/")).await;
     client.read_until("first").await;
@@ -1104,7 +1120,7 @@ async fn a_close_that_takes_longer_than_close_timeout_is_dropped() {
     let dropped = Arc::new(AtomicBool::new(false));
     let flag = dropped.clone();
     let application = with(flag, async |flag, _: Environ, start_response: StartResponse| {
-        start_response.start("200 OK", ())?;
+        start_response.start("200 OK", PLAIN)?;
         Ok::<_, Error>(Body::frames(NeverCloses(flag.clone(), false)))
     });
     let mut client = connect(application, Config { close_timeout: Duration::from_millis(50), ..quiet() });
@@ -1126,7 +1142,8 @@ async fn a_finished_response_is_closed_and_not_cancelled() {
         let sender = Arc::new(Mutex::new(Some(sender)));
         let application =
             with((length, sender), async |(length, sender), environ: Environ, start_response: StartResponse| {
-                let headers: Headers = length.into_iter().map(|length| ("Content-Length", length)).collect();
+                let headers: Headers =
+                    PLAIN.into_iter().chain(length.map(|length| ("Content-Length", length))).collect();
                 start_response.start("200 OK", headers)?;
                 let (token, sender) = (environ.cancellation(), sender.lock().unwrap().take().expect("one request"));
                 Ok::<_, Error>(Body::iter(["one", "two"]).on_close(move || {
@@ -1144,7 +1161,7 @@ async fn a_finished_response_is_closed_and_not_cancelled() {
 async fn a_half_closing_client_gets_its_answer_only_where_that_is_allowed() {
     let application = async |_: Environ, start_response: StartResponse| {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        start_response.start("200 OK", ())?;
+        start_response.start("200 OK", PLAIN)?;
         Ok::<_, Error>("answer")
     };
     for (finish_half_closed, expected) in [(false, false), (true, true)] {
@@ -1180,7 +1197,7 @@ async fn an_error_after_the_head_cuts_the_response_visibly() {
         let log = Arc::new(Kept::default());
         let config = Config { errors: Errors::new(log.clone()), ..Config::default() };
         let application = with(length, async |length, _: Environ, start_response: StartResponse| {
-            let headers: Headers = length.into_iter().map(|length| ("Content-Length", length)).collect();
+            let headers: Headers = PLAIN.into_iter().chain(length.map(|length| ("Content-Length", length))).collect();
             start_response.start("200 OK", headers)?;
             Ok::<_, Error>(Body::iter([Ok("the beginning"), Err(io::Error::other("no more"))]))
         });
@@ -1204,18 +1221,18 @@ async fn a_body_shorter_than_its_length_is_cut_and_a_longer_one_shortened() {
             Ok::<_, Error>(Body::iter([body]))
         })
     };
-    let mut client = connect(application("abc"), quiet());
+    let mut client = connect_unchecked(application("abc"), quiet());
     client.send(get("/")).await;
     assert!(client.read_to_end().await.ends_with("\r\n\r\nabc"));
     assert!(within(client.server).await.unwrap().is_err());
-    assert!(connect(application("abcdefgh"), quiet()).ask(get("/")).await.ends_with("\r\n\r\nabcde"));
+    assert!(connect_unchecked(application("abcdefgh"), quiet()).ask(get("/")).await.ends_with("\r\n\r\nabcde"));
 }
 
 #[tokio::test]
 async fn a_panic_costs_its_own_request_only() {
     let application = async |environ: Environ, start_response: StartResponse| {
         assert!(environ.path_info() != b"/panic", "as asked");
-        start_response.start("200 OK", ())?;
+        start_response.start("200 OK", PLAIN)?;
         Ok::<_, Error>("fine")
     };
     let mut client = connect(application, quiet());
@@ -1230,10 +1247,10 @@ async fn a_panic_costs_its_own_request_only() {
 async fn an_interim_status_from_an_application_is_500() {
     for status in ["100 Continue", "101 Switching Protocols", "103 Early Hints"] {
         let application = with(status, async |status, _: Environ, start_response: StartResponse| {
-            start_response.start(status, ())?;
+            start_response.start(status, PLAIN)?;
             Ok::<_, Error>(())
         });
-        let answer = connect(application, quiet()).ask(get("/")).await;
+        let answer = connect_unchecked(application, quiet()).ask(get("/")).await;
         assert!(answer.starts_with("HTTP/1.1 500 "), "{status}: {answer}");
     }
 }
@@ -1246,10 +1263,10 @@ async fn requests_over_max_requests_are_503_with_retry_after() {
     let may_go = go.clone();
     let application = with(may_go, async |may_go, _: Environ, start_response: StartResponse| {
         may_go.notified().await;
-        start_response.start("200 OK", ())?;
+        start_response.start("200 OK", PLAIN)?;
         Ok::<_, Error>("ok")
     });
-    let gateway = Arc::new(Gateway::new(application, Config { max_requests: 1, ..quiet() }));
+    let gateway = gateway(application, Config { max_requests: 1, ..quiet() });
     let mut first = connect_to(&gateway);
     first.send(get("/")).await;
     tokio::time::sleep(Duration::from_millis(30)).await;
@@ -1265,10 +1282,10 @@ async fn requests_over_max_requests_are_503_with_retry_after() {
 async fn stopping_closes_idle_connections_and_finishes_requests() {
     let application = async |_: Environ, start_response: StartResponse| {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        start_response.start("200 OK", ())?;
+        start_response.start("200 OK", PLAIN)?;
         Ok::<_, Error>("finished")
     };
-    let gateway = Arc::new(Gateway::new(application, quiet()));
+    let gateway = gateway(application, quiet());
     let (mut fresh, mut idle, mut busy) = (connect_to(&gateway), connect_to(&gateway), connect_to(&gateway));
     idle.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     idle.read_until("finished").await;
@@ -1308,7 +1325,7 @@ async fn start<A: Application>(
     let address = socket.local_addr().unwrap();
     let listener = Listener::from_descriptor(socket.into(), 3).unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
-    let server = tokio::spawn(serve(listener, application, config, async move {
+    let server = tokio::spawn(serve(listener, validate(application), config, async move {
         let _ = stopped.await;
     }));
     (address, stop, server)
@@ -1341,7 +1358,7 @@ async fn cve_2012_1181_max_connections_holds_under_a_burst() {
             highest.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
             tokio::time::sleep(Duration::from_millis(10)).await;
             running.fetch_sub(1, Ordering::SeqCst);
-            start_response.start("200 OK", ())?;
+            start_response.start("200 OK", PLAIN)?;
             Ok::<_, Error>("ok")
         });
     let (address, stop, server) = start(application, Config { max_connections: 3, ..quiet() }).await;
@@ -1374,7 +1391,7 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let gateway = Arc::new(Gateway::new(application, config));
+    let gateway = gateway(application, config);
     let mut client = connect_to(&gateway);
     let (stream, _) = tokio::io::duplex(1);
     let stream = std::mem::replace(&mut client.stream, stream);
@@ -1439,7 +1456,7 @@ async fn h2c_streams_both_ways_with_many_requests_at_once() {
 #[tokio::test]
 async fn h2c_a_failure_after_the_head_is_a_reset_of_its_stream_only() {
     let application = async |environ: Environ, start_response: StartResponse| {
-        start_response.start("200 OK", ())?;
+        start_response.start("200 OK", PLAIN)?;
         if environ.path_info() == b"/fine" {
             return Ok(Body::from("fine"));
         }
@@ -1473,7 +1490,7 @@ async fn h2c_a_client_that_resets_its_stream_cancels() {
 #[tokio::test]
 async fn h2c_trailers_arrive() {
     let application = async |_: Environ, start_response: StartResponse| {
-        start_response.start("200 OK", ())?;
+        start_response.start("200 OK", PLAIN)?;
         struct WithTrailers(Vec<Frame>);
         impl Frames for WithTrailers {
             fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame, Error>>> {
@@ -1508,7 +1525,7 @@ async fn h2c_idle_connections_are_closed_and_large_heads_refused() {
 async fn h2c_stopping_finishes_streams() {
     let application = async |_: Environ, start_response: StartResponse| {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        start_response.start("200 OK", ())?;
+        start_response.start("200 OK", PLAIN)?;
         Ok::<_, Error>("finished")
     };
     let (mut sender, client) = connect_h2(application, quiet()).await;
@@ -1537,7 +1554,7 @@ async fn a_hundred_megabytes_pass_both_ways_with_bounded_memory() {
     const TOTAL: usize = 100 << 20;
     // An application that is slower than its client: it gives way at each piece.
     let application = async |mut environ: Environ, start_response: StartResponse| {
-        start_response.start("200 OK", ())?;
+        start_response.start("200 OK", PLAIN)?;
         let mut input = environ.take_input();
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(async move {

@@ -26,6 +26,7 @@ use gatespan::address::{Address, Endpoint};
 use gatespan::application::{Errors, Log};
 use gatespan::gateway::listener::{ListenError, ListenOptions, Listener};
 use gatespan::gateway::{DEFAULT_PORT, cgi, fastcgi, http};
+use gatespan::middleware::validate;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -105,7 +106,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
     let address = format!("http:{listener}/");
 
     let stop = CancellationToken::new();
-    let application = Arc::new(DemoApplication::new(stop.clone()));
+    let application = Arc::new(validate(DemoApplication::new(stop.clone())));
     let program = std::env::current_exe().context("this program could not be found on disk")?;
     let site = Site::new(
         address.clone(),
@@ -211,7 +212,7 @@ pub(crate) fn answer_as_cgi_script() -> ExitCode {
     let Ok(runtime) = Builder::new_current_thread().enable_all().build() else { return ExitCode::FAILURE };
     let served = runtime.block_on(async {
         let stop = CancellationToken::new();
-        let application = DemoApplication::new(stop.clone());
+        let application = validate(DemoApplication::new(stop.clone()));
         let mut terminate = signal(SignalKind::terminate()).ok();
         // At SIGTERM event streams end, and with them the request: nothing is cut.
         let terminated = async {

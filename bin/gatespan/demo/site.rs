@@ -1,6 +1,5 @@
 //! The demo's site: the page that compares, and the application itself below one path for each gateway.
 
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -9,7 +8,7 @@ use gatespan::application::{AnyApplication, Input, InputError, Source, driver};
 use gatespan::{Application, Body, Environ, Error, StartResponse};
 use tokio::sync::mpsc;
 
-use super::app::{DemoApplication, MAX_FORM_LEN};
+use super::app::MAX_FORM_LEN;
 use super::cgi_probe::CgiProbe;
 use super::fastcgi_probe::FastCgiProbe;
 use super::page::{self, Answer, Seen, Told};
@@ -39,7 +38,7 @@ impl Site {
     /// The site at an address. The probes come with what they are connected to, in words.
     pub(crate) fn new(
         address: String,
-        application: Arc<DemoApplication>,
+        application: impl Application,
         (fastcgi, socket): (FastCgiProbe, String),
         (cgi, program): (CgiProbe, String),
     ) -> Self {
