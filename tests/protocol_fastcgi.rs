@@ -450,7 +450,7 @@ fn both_ends(bodies: &[Vec<u8>], params: &Pairs, step: usize) {
             match event {
                 Answer::Stdout { id, data } => answers[usize::from(id.0) - 1].extend_from_slice(&data),
                 Answer::EndRequest { id, application_status, .. } => {
-                    assert_eq!(application_status, id.0.into());
+                    assert_eq!(application_status, u32::from(id.0));
                     ended += 1;
                 }
                 Answer::Values(pairs) => values = Some(pairs),

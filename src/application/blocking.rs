@@ -68,10 +68,14 @@ where
         let (returned, returns) = oneshot::channel();
         // One piece under way: the thread waits in `blocking_send` while the client takes the one before.
         let (pieces, receiver) = mpsc::channel(1);
-        self.pool.run(permit, move || run(&*function, environ, start_response, returned, &pieces));
+        let (closed, closes) = oneshot::channel();
+        self.pool.run(permit, move || {
+            run(&*function, environ, start_response, returned, &pieces);
+            drop(closed);
+        });
         // The thread drops `returned` unanswered only by panicking between here and there.
         returns.await.unwrap_or_else(|_| Err(Error::new("the application's thread ended without an answer")))?;
-        Ok(Body::frames(Received { pieces: receiver }))
+        Ok(Body::frames(Received { pieces: receiver, closes }))
     }
 }
 
@@ -117,6 +121,8 @@ fn run<F, I>(
 
 struct Received {
     pieces: mpsc::Receiver<Result<Bytes, Error>>,
+    /// Ends, without ever bringing anything, when the thread has closed the iterator.
+    closes: oneshot::Receiver<()>,
 }
 
 impl Frames for Received {
@@ -125,14 +131,14 @@ impl Frames for Received {
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        // The next piece is refused, by which the thread learns that it is to close the iterator.
         self.pieces.close();
-        // The sender is dropped when the thread has closed the iterator, or is about to.
-        while ready!(self.pieces.poll_recv(cx)).is_some() {}
-        Poll::Ready(())
+        Pin::new(&mut self.closes).poll(cx).map(drop)
     }
 }
 
-/// A bounded number of named threads for applications that block. Cheap to clone; the threads end with the last clone.
+/// A bounded number of named threads for applications that block. Cheap to clone. A thread ends when it had nothing to do for a while,
+/// also after the last clone is gone.
 #[derive(Clone)]
 pub struct Pool {
     shared: Arc<Shared>,
@@ -322,6 +328,7 @@ mod tests {
     }
 
     #[tokio::test]
+    #[expect(clippy::await_holding_lock, reason = "the lock is a gate for other threads: no task waits for it")]
     async fn one_request_more_than_run_and_wait_is_refused() {
         let gate = Arc::new(Mutex::new(()));
         let (closed, inside) = (gate.lock().unwrap(), gate.clone());

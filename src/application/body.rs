@@ -43,6 +43,11 @@ pub trait Frames: Send {
     /// The next frame; `None` at the end. Not called again after `None` or an error.
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Error>>>;
 
+    /// How many bytes are to come, where that is certain: the server makes Content-Length of it.
+    fn exact_len(&self) -> Option<u64> {
+        None
+    }
+
     /// PEP 3333's `close()`: called on every way out, to its end or a time limit, before the drop. Not called again after it is ready.
     fn poll_close(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<()> {
         Poll::Ready(())
@@ -146,7 +151,7 @@ impl Body {
             Content::Empty => Some(0),
             Content::Full(bytes) => Some(bytes.len() as u64),
             Content::File(range) => Some(range.len),
-            Content::Frames(_) => None,
+            Content::Frames(frames) => frames.exact_len(),
         }
     }
 

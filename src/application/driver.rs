@@ -91,14 +91,21 @@ impl Call {
         let declared = head.content_length().map_err(StartError::from)?;
         if bodiless {
             self.close().await;
-            if !self.is_head && head.status.code() != 304 {
-                // RFC 9110 8.6: not with 1xx and 204.
+            if !allows_body(head.status.code(), b"") {
+                // RFC 9110 8.6: not with 1xx and 204. With 304 it would be that of another response, which few servers get right.
                 head.headers.remove("Content-Length");
             }
-        } else if declared.is_none()
-            && let Some(len) = self.running.certain_len(first.as_ref())
-        {
-            head.headers.push("Content-Length", len.to_string());
+        } else {
+            let len = self.running.certain_len(first.as_ref());
+            if declared.is_none()
+                && let Some(len) = len
+            {
+                head.headers.push("Content-Length", len.to_string());
+            }
+            if len != Some(0) && !head.headers.contains("Content-Type") {
+                // CVE-2020-24553: a type that is missing must not be guessed by anybody.
+                head.headers.push("Content-Type", "text/plain");
+            }
         }
         let body = ResponseBody {
             running: std::mem::replace(&mut self.running, Running::over()),
@@ -352,6 +359,10 @@ impl From<ResponseBody> for Body {
 impl Frames for ResponseBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Error>>> {
         Self::poll_frame(Pin::into_inner(self), cx)
+    }
+
+    fn exact_len(&self) -> Option<u64> {
+        Self::exact_len(self)
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -638,5 +649,30 @@ mod tests {
         assert_eq!(response.head.status.code(), 200);
         assert_eq!(response.body.read_to_end(9).await.unwrap(), "ab");
         assert_eq!(*told.lock().unwrap(), ["close", "drop"]);
+    }
+
+    async fn head_of(status: &'static str, headers: Headers, body: &'static str) -> Head {
+        let app = move |_: Environ, start_response: StartResponse| {
+            let headers = headers.clone();
+            async move { start_response.start(status, headers).map(|_| body) }
+        };
+        call(app, environ("GET")).await.unwrap().head
+    }
+
+    #[tokio::test]
+    async fn cve_2020_24553_a_type_that_is_missing_is_text_plain() {
+        let head = head_of("200 OK", Headers::new(), "<script>").await;
+        assert_eq!(head.headers.get("Content-Type"), Some(&b"text/plain"[..]));
+        let head = head_of("200 OK", [("content-type", "text/html")].into(), "<script>").await;
+        assert_eq!(head.headers.all("Content-Type").collect::<Vec<_>>(), [b"text/html"]);
+        assert!(!head_of("200 OK", Headers::new(), "").await.headers.contains("Content-Type"));
+    }
+
+    #[tokio::test]
+    async fn a_204_and_a_304_carry_no_content_length() {
+        for status in ["204 No Content", "304 Not Modified"] {
+            let head = head_of(status, [("Content-Length", "5"), ("ETag", "x")].into(), "hello").await;
+            assert_eq!(head.headers.iter().collect::<Vec<_>>(), [(&b"ETag"[..], &b"x"[..])], "{status}");
+        }
     }
 }

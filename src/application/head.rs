@@ -298,7 +298,7 @@ impl From<()> for Headers {
 }
 
 /// The fields that PEP 3333 keeps from applications: they speak of one connection.
-fn is_hop_by_hop(name: &[u8]) -> bool {
+pub(crate) fn is_hop_by_hop(name: &[u8]) -> bool {
     const NAMES: [&[u8]; 8] = [
         b"connection",
         b"keep-alive",

@@ -343,7 +343,8 @@ mod tests {
     }
 
     fn input(pieces: &[&'static str], length: Option<u64>) -> Input {
-        Input::from_source(Pieces(pieces.to_vec().into_iter()), length)
+        let pieces: Vec<_> = pieces.to_vec();
+        Input::from_source(Pieces(pieces.into_iter()), length)
     }
 
     #[tokio::test]

@@ -274,15 +274,15 @@ fn parse_host(whole: &[u8]) -> Option<Host<'_>> {
 
 fn push_server(pairs: &mut Pairs, host: Option<&Host<'_>>, connection: &Connection) {
     let usual_port = if connection.https { 443 } else { 80 };
-    let (name, port) = match (host, connection.local) {
-        // 4.1.15: the port is part of the address that the client asked for, where the usual one is left out.
-        (Some(host), _) => (host.name.to_owned(), host.port.unwrap_or(usual_port)),
-        (None, Some(local)) => match local.ip().to_canonical() {
-            std::net::IpAddr::V6(address) => (format!("[{address}]"), local.port()),
-            std::net::IpAddr::V4(address) => (address.to_string(), local.port()),
-        },
-        (None, None) => ("localhost".to_owned(), usual_port),
+    let name = match (host, connection.local.map(|local| local.ip().to_canonical())) {
+        (Some(host), _) => host.name.to_owned(),
+        (None, Some(std::net::IpAddr::V6(address))) => format!("[{address}]"),
+        (None, Some(std::net::IpAddr::V4(address))) => address.to_string(),
+        (None, None) => "localhost".to_owned(),
     };
+    // 4.1.15: the port on which the request came; a Unix socket has none, so there the one that the client asked for counts.
+    let asked_for = host.and_then(|host| host.port).unwrap_or(usual_port);
+    let port = connection.local.map_or(asked_for, |local| local.port());
     pairs.push(names::SERVER_NAME, connection.server_name.as_ref().unwrap_or(&name));
     pairs.push(names::SERVER_PORT, connection.server_port.unwrap_or(port).to_string());
     if let Some(local) = connection.local {
@@ -416,7 +416,7 @@ impl Call {
         }
         let exchange =
             Exchange { request, cancellation: Cancellation::default(), closing: self.closing, _lease: self.lease };
-        Answering { state: State::Page(Some(response)), exchange: Some(exchange) }
+        Answering { state: State::Page(Some(Box::new(response))), exchange: Some(exchange) }
     }
 
     pub(crate) fn refuse(self, head: &Parts, error: &RequestError) -> Answering {
@@ -434,7 +434,7 @@ pub struct Answering {
 }
 
 enum State {
-    Page(Option<Response>),
+    Page(Option<Box<Response>>),
     Calling(Pin<Box<dyn Future<Output = Response> + Send>>),
 }
 
@@ -452,7 +452,7 @@ impl Future for Answering {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let response = match &mut self.state {
-            State::Page(response) => response.take(),
+            State::Page(response) => response.take().map(|response| *response),
             State::Calling(answer) => {
                 let response = ready!(answer.as_mut().poll(cx));
                 self.state = State::Page(None);
@@ -482,9 +482,11 @@ impl fmt::Debug for Answering {
 }
 
 fn to_http(mut response: Response, exchange: Exchange) -> http::Response<HttpBody> {
-    let converted = (response.head.status.code() >= 200)
-        .then(|| http_head(&response.head))
-        .unwrap_or_else(|| Err(Error::new("the status speaks of an answer that is still to come")));
+    let converted = match response.head.status.code() {
+        // hyper would have it that this is all there is to come.
+        100..200 => Err(Error::new(format!("expected a final status, got \"{}\"", response.head.status))),
+        _ => http_head(&response.head),
+    };
     let head = match converted {
         Ok(head) => head,
         Err(error) => {
@@ -626,6 +628,13 @@ impl HttpBody {
     }
 }
 
+/// No body: what some of tower's layers answer with by themselves.
+impl Default for HttpBody {
+    fn default() -> Self {
+        Self { body: None, exchange: None, unflushed: false, failed: None, finished: true }
+    }
+}
+
 impl http_body::Body for HttpBody {
     type Data = Bytes;
     type Error = Cut;
@@ -685,7 +694,7 @@ impl http_body::Body for HttpBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self.body.as_ref().and_then(ResponseBody::exact_len) {
+        match self.body.as_ref().map_or(Some(0), ResponseBody::exact_len) {
             Some(len) if self.failed.is_none() => SizeHint::with_exact(len),
             _ => SizeHint::new(),
         }
@@ -799,4 +808,54 @@ fn input_error(error: Box<dyn StdError + Send + Sync>) -> InputError {
         cause = next.source();
     }
     InputError::Io(io::Error::other(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn variables_of(uri: &str, host: Option<&str>, connection: &Connection) -> Result<Variables, RequestError> {
+        let mut request = http::Request::builder().uri(uri);
+        if let Some(host) = host {
+            request = request.header("host", host);
+        }
+        variables(&request.body(()).unwrap().into_parts().0, connection)
+    }
+
+    #[test]
+    fn without_a_local_address_the_port_is_the_one_that_the_client_asked_for() {
+        let secure = Connection { https: true, ..Connection::default() };
+        for (connection, host, name, port) in [
+            (Connection::default(), Some("a:81"), "a", "81"),
+            (Connection::default(), Some("a"), "a", "80"),
+            (Connection::default(), None, "localhost", "80"),
+            (secure.clone(), Some("[::1]:8443"), "[::1]", "8443"),
+            (secure, Some("a"), "a", "443"),
+        ] {
+            let variables = variables_of("/", host, &connection).unwrap();
+            assert_eq!(variables.get(b"SERVER_NAME"), Some(name.as_bytes()), "{host:?}");
+            assert_eq!(variables.get(b"SERVER_PORT"), Some(port.as_bytes()), "{host:?}");
+        }
+    }
+
+    #[test]
+    fn a_client_has_an_address_over_ip_and_over_a_unix_socket() {
+        for (peer, address) in [
+            (Peer::Ip("[::ffff:192.0.2.1]:5".parse().unwrap()), Some(&b"192.0.2.1"[..])),
+            (Peer::Ip("[2001:db8::1]:5".parse().unwrap()), Some(b"2001:db8::1")),
+            (Peer::Unix { uid: None, pid: None }, Some(b"unix:")),
+            (Peer::Unknown, None),
+        ] {
+            let connection = Connection { peer, ..Connection::default() };
+            assert_eq!(variables_of("/", None, &connection).unwrap().get(b"REMOTE_ADDR"), address);
+        }
+    }
+
+    #[test]
+    fn paths_are_decoded_byte_by_byte() {
+        assert_eq!(decode_path("/a%2Fb%c3%BC%ff+").unwrap(), b"/a/b\xc3\xbc\xff+");
+        for path in ["/%", "/%0", "/%g0", "/%0g", "/%\u{fc}", "/%00", "/%+1"] {
+            assert!(decode_path(path).is_err(), "{path}");
+        }
+    }
 }

@@ -24,6 +24,8 @@ pub use class::{Class, ClassApplication, class};
 pub use environ::{Cancellation, Environ, NotText, Peer, Server, VariableError, Variables};
 pub use error::Error;
 pub use errors::{Errors, Log};
+#[cfg(feature = "tower")]
+pub(crate) use head::is_hop_by_hop;
 pub use head::{Head, HeadError, Headers, Status};
 pub use input::{BlockingInput, Input, InputError, Lines, Source};
 pub use start_response::{Event, StartError, StartResponse, Write, WriteError};

@@ -28,9 +28,12 @@ struct Hook {
 }
 
 enum Action {
-    Change(Box<dyn Fn(&mut Head) -> Result<(), Error> + Send + Sync>),
-    Observe(Box<dyn Fn(Event<'_>) -> Result<(), Error> + Send + Sync>),
+    Change(Box<Change>),
+    Observe(Box<Observer>),
 }
+
+type Change = dyn Fn(&mut Head) -> Result<(), Error> + Send + Sync;
+type Observer = dyn Fn(Event<'_>) -> Result<(), Error> + Send + Sync;
 
 /// What an application does with its `start_response` and `write`, for middleware that watches it.
 #[derive(Debug)]
@@ -105,7 +108,14 @@ impl StartResponse {
     where
         S: TryInto<Status, Error: Into<HeadError>>,
     {
-        self.announcement.state().called = true;
+        let head_sent = {
+            let mut state = self.announcement.state();
+            state.called = true;
+            state.head_sent
+        };
+        if head_sent {
+            return Err(exc_info);
+        }
         let head = self.finish_head(status, headers, true)?;
         let mut state = self.announcement.state();
         if state.head_sent {

@@ -19,6 +19,7 @@ use rustix::fs::FileType;
 use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
 
 use crate::application::driver::{self, Response, ResponseBody};
 use crate::application::{
@@ -38,11 +39,21 @@ pub struct Config {
     pub output_window: usize,
     /// How long the close of the response's body may take after the web server stopped reading. Default: 5 s.
     pub close_timeout: Duration,
+    /// How many bytes of a request's body are read and discarded when the application leaves them unread. Default: 16 MiB.
+    pub linger_len: u64,
+    /// How long that may take after the answer. Default: 5 s.
+    pub linger_timeout: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { block_size: 64 * 1024, output_window: 64 * 1024, close_timeout: Duration::from_secs(5) }
+        Self {
+            block_size: 64 * 1024,
+            output_window: 64 * 1024,
+            close_timeout: Duration::from_secs(5),
+            linger_len: 16 * 1024 * 1024,
+            linger_timeout: Duration::from_secs(5),
+        }
     }
 }
 
@@ -127,21 +138,29 @@ pub async fn serve_process<A: Application>(
             () = stdout.reader_gone() => CgiError::Write(io::ErrorKind::BrokenPipe.into()),
         }
     });
-    // RFC 3875 4.2: the script reads no more than CONTENT_LENGTH, and nothing where there is none.
+    let (leave, left) = oneshot::channel();
+    // RFC 3875 4.2: the script reads no more than CONTENT_LENGTH, and nothing where there is none. Apache sends a chunked body, whose
+    // length it does not know, and closes its end behind it; it says so in this variable.
     let length = environ.meta().content_length();
+    let is_chunked = environ.header("Transfer-Encoding").is_some_and(|coding| coding.eq_ignore_ascii_case(b"chunked"));
     let response = match length {
         Ok(length) => {
-            let environ = match length {
-                None | Some(0) => environ,
-                Some(length) => {
-                    let descriptor = Descriptor::new(stdin, Interest::READABLE).map_err(of(0))?;
-                    let source = Stdin { descriptor, block_size: config.block_size };
-                    environ.with_input(Input::from_source(source, Some(length)))
-                }
+            let environ = if length.is_some_and(|length| length > 0) || (length.is_none() && is_chunked) {
+                let descriptor = Descriptor::new(stdin, Interest::READABLE).map_err(of(0))?;
+                let unread = length.unwrap_or(u64::MAX);
+                let source =
+                    Stdin { descriptor: Some(descriptor), unread, leave: Some(leave), block_size: config.block_size };
+                environ.with_input(Input::from_source(source, length))
+            } else {
+                // Nothing will be left.
+                drop(leave);
+                environ
             };
+            // Pinned out here, so that the token comes before the drop.
+            let mut call = pin!(driver::answer(application, environ));
             tokio::select! {
                 biased;
-                response = driver::answer(application, environ) => response,
+                response = &mut call => response,
                 reason = &mut stop => {
                     cancellation.cancel();
                     return Err(reason);
@@ -149,16 +168,34 @@ pub async fn serve_process<A: Application>(
             }
         }
         Err(error) => {
+            drop(leave);
             environ.errors().line(format_args!("request {} answered with 400: {error}", environ.request_id()));
             driver::error_page(400, environ.request_id(), environ.method() == b"HEAD")
         }
     };
     let mut sending = Sending::new(response, stdout.clone(), config.output_window);
-    let sent = tokio::select! {
-        biased;
-        sent = poll_fn(|cx| sending.poll(cx)) => sent,
-        reason = stop => Err(reason),
+    // Apache writes all of a request's body before it reads any of the answer, and drops the answer when it can't: what the
+    // application does not want is taken from it, while the answer is sent and after.
+    let mut discarding = pin!(async {
+        if let Ok((descriptor, unread)) = left.await {
+            discard(&descriptor, unread.min(config.linger_len), config.block_size).await;
+        }
+    });
+    let mut discarded = false;
+    let sent = loop {
+        tokio::select! {
+            biased;
+            sent = poll_fn(|cx| sending.poll(cx)) => break sent,
+            () = &mut discarding, if !discarded => discarded = true,
+            reason = &mut stop => break Err(reason),
+        }
     };
+    if sent.is_ok() && !discarded {
+        // What the application still held of the input goes with its body.
+        drop(sending);
+        let _ = tokio::time::timeout(config.linger_timeout, discarding).await;
+        return sent;
+    }
     if sent.is_err() {
         cancellation.cancel();
         // A close that takes longer is given up with the process.
@@ -273,20 +310,56 @@ impl Output {
 
 /// The request's body on descriptor 0.
 struct Stdin {
-    descriptor: Descriptor,
+    /// There until it is dropped.
+    descriptor: Option<Descriptor>,
+    /// What the web server has announced and nobody has read.
+    unread: u64,
+    /// Takes the descriptor when the application is done with it and has not read everything.
+    leave: Option<oneshot::Sender<(Descriptor, u64)>>,
     block_size: usize,
 }
 
 impl Source for Stdin {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, InputError>>> {
-        let mut block = BytesMut::zeroed(self.block_size);
-        match ready!(self.descriptor.poll_read(cx, &mut block)) {
-            Ok(0) => Poll::Ready(None),
+        let Some(descriptor) = &self.descriptor else { return Poll::Ready(None) };
+        // Whatever is behind CONTENT_LENGTH may be somebody else's.
+        let len = usize::try_from(self.unread).unwrap_or(usize::MAX).min(self.block_size.max(1));
+        let mut block = BytesMut::zeroed(len);
+        match ready!(descriptor.poll_read(cx, &mut block)) {
+            Ok(0) => {
+                self.unread = 0;
+                Poll::Ready(None)
+            }
             Ok(len) => {
+                self.unread = self.unread.saturating_sub(len as u64);
                 block.truncate(len);
                 Poll::Ready(Some(Ok(block.freeze())))
             }
             Err(error) => Poll::Ready(Some(Err(error.into()))),
+        }
+    }
+}
+
+impl Drop for Stdin {
+    fn drop(&mut self) {
+        if let (Some(descriptor), Some(leave), 1..) = (self.descriptor.take(), self.leave.take(), self.unread) {
+            // Nobody takes it when the process is about to end for another reason.
+            let _ = leave.send((descriptor, self.unread));
+        }
+    }
+}
+
+/// Reads so many bytes, or up to the end of file, for nothing.
+async fn discard(descriptor: &Descriptor, mut len: u64, block_size: usize) {
+    if matches!(descriptor, Descriptor::Plain(_)) {
+        // Nobody waits for a file to be read.
+        return;
+    }
+    let mut block = vec![0; block_size];
+    while len > 0 {
+        match poll_fn(|cx| descriptor.poll_read(cx, &mut block)).await {
+            Ok(read @ 1..) => len = len.saturating_sub(read as u64),
+            _ => return,
         }
     }
 }

@@ -266,7 +266,10 @@ fn remove_stale(path: &Path, endpoint: &Endpoint) -> Result<(), ListenError> {
     if !metadata.file_type().is_socket() {
         return Err(ListenError::NoSocket(endpoint.clone()));
     }
-    match std::os::unix::net::UnixStream::connect(path) {
+    // Without blocking: a live server whose queue is full would be waited for.
+    let failed = |source| ListenError::Bind { endpoint: endpoint.clone(), source };
+    let probe = Socket::new(Domain::UNIX, Type::STREAM.cloexec().nonblocking(), None).map_err(failed)?;
+    match probe.connect(&SockAddr::unix(path).map_err(failed)?) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             fs::remove_file(path).map_err(|source| ListenError::Bind { endpoint: endpoint.clone(), source })
         }

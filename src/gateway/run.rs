@@ -181,22 +181,18 @@ impl Start {
                 for (gateway, socket, number) in sockets {
                     listeners.push((gateway, Listener::from_descriptor(socket, number)?));
                 }
-                let mut options = options;
+                // Whoever hands sockets over may have given them to several processes.
                 #[cfg(feature = "fastcgi")]
-                {
-                    // Whoever hands sockets over may have given them to several processes.
-                    options.fastcgi.multiprocess = true;
-                }
-                serve_all(listeners, application, options).await
+                let options = Options { fastcgi: fastcgi::Config { multiprocess: true, ..options.fastcgi }, ..options };
+                serve_all(listeners, false, application, options).await
             }),
             Self::Addresses(addresses) => runtime(options.threads)?.block_on(async {
                 let mut listeners = Vec::new();
                 for (gateway, endpoint) in addresses {
                     let listener = Listener::bind(&endpoint, &options.listen).await?;
-                    announce(gateway, &listener);
                     listeners.push((gateway, listener));
                 }
-                serve_all(listeners, application, options).await
+                serve_all(listeners, true, application, options).await
             }),
             Self::Bare => runtime(options.threads)?.block_on(async {
                 let loopback = |port| Endpoint::Tcp { host: "127.0.0.1".into(), port };
@@ -204,8 +200,7 @@ impl Start {
                     Ok(listener) => listener,
                     Err(_) => Listener::bind(&loopback(0), &options.listen).await?,
                 };
-                announce(Gateway::Http, &listener);
-                serve_all(vec![(Gateway::Http, listener)], application, options).await
+                serve_all(vec![(Gateway::Http, listener)], true, application, options).await
             }),
             Self::Help => Ok(()),
         }
@@ -229,14 +224,19 @@ fn parse_address(text: &str) -> Result<(Gateway, Endpoint), RunError> {
 /// Serves several listeners with one application until the signal comes and all are done.
 async fn serve_all<A: Application>(
     listeners: Vec<(Gateway, Listener)>,
+    announced: bool,
     application: A,
     options: Options,
 ) -> Result<(), RunError> {
     let application = Arc::new(application);
     let stop = CancellationToken::new();
     let signalled = stop.clone();
+    // Before anybody is told that this process serves: whoever knows may stop it.
+    let mut signals = StopSignals::new();
+    for (gateway, listener) in listeners.iter().filter(|_| announced) {
+        announce(*gateway, listener);
+    }
     tokio::spawn(async move {
-        let mut signals = StopSignals::new();
         signals.next().await;
         signalled.cancel();
         // Whoever asks twice does not want to wait for anything.
@@ -258,6 +258,10 @@ async fn serve_all<A: Application>(
     result
 }
 
+#[cfg_attr(
+    not(any(feature = "fastcgi", feature = "http")),
+    expect(unused_variables, reason = "without a gateway for it there is nothing to do with a listener")
+)]
 async fn serve_one<A: Application>(
     gateway: Gateway,
     listener: Listener,
@@ -332,12 +336,14 @@ fn listen_fds() -> Vec<(Gateway, OwnedFd, i32)> {
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut names = names.split(':');
     (0..i32::try_from(count).unwrap_or_default())
-        .filter_map(|index| {
+        .map_while(|index| {
             let gateway = match names.next() {
                 Some("http") => Gateway::Http,
                 _ => Gateway::FastCgi,
             };
-            take_descriptor(FIRST + index).map(|socket| (gateway, socket, FIRST + index))
+            // They are one after the other: behind one that is not open there is none, whatever the number says.
+            let number = FIRST.checked_add(index)?;
+            take_descriptor(number).map(|socket| (gateway, socket, number))
         })
         .collect()
 }

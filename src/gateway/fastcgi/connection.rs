@@ -108,7 +108,9 @@ struct Request {
     state: State,
     exchange: Arc<Exchange>,
     cancellation: Cancellation,
-    stdin_ended: bool,
+    /// The stream that comes last, and whether it has ended.
+    last_stream: RecordType,
+    is_complete: bool,
     /// The application holds as much unread input as it may.
     is_full: bool,
 }
@@ -123,8 +125,12 @@ enum State {
 
 struct Unread {
     id: RequestId,
+    /// The stream whose end is the end of all that comes for the request.
+    last_stream: RecordType,
+    /// How much of it was discarded.
     len: u64,
-    until: Instant,
+    /// The end of the time for it, which begins when the answer is written and there is something to discard.
+    until: Option<Instant>,
 }
 
 /// What the connection waits for, and since when: the base of all time limits.
@@ -202,7 +208,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
             progress |= self.poll_requests(cx);
             progress |= self.poll_write(cx)?;
             if self.is_finished() {
-                match self.unread.is_some() || !self.end.receive_buffer().is_empty() {
+                match !self.input_ended && (self.unread.is_some() || !self.end.receive_buffer().is_empty()) {
                     true => self.phase = Phase::Lingering { shut: false },
                     // Nothing is unread, so nothing can be lost by a plain close, and a system call is spared.
                     false => return Poll::Ready(Ok(())),
@@ -229,31 +235,56 @@ impl<S: Transport, A: Application> Connection<S, A> {
         while !self.is_full() {
             let Some(event) = self.end.next_event()? else { break };
             progress = true;
-            self.runnable = true;
-            match event {
-                Event::Request { id, role, params, .. } => self.begin(id, role, params),
-                Event::Stdin { id, data } => self.push(id, exchange::Stream::Stdin, data),
-                Event::StdinEnd { id } => self.end_stream(id, exchange::Stream::Stdin),
-                Event::Data { id, data } => self.push(id, exchange::Stream::Data, data),
-                Event::DataEnd { id } => self.end_stream(id, exchange::Stream::Data),
-                Event::Abort { id } => {
-                    if let Some(index) = self.find(id) {
-                        self.give_up(index);
-                        self.end.end_request(id, STATUS_ABORTED, ProtocolStatus::RequestComplete);
-                    }
-                }
-                Event::Rejected { id, error, .. } => self.reject(id, &error),
-                Event::UnknownRole { id, role } => {
-                    tracing::warn!(
-                        connection = self.server.connection,
-                        ?id,
-                        "a request for {role:?}, a role that the application does not have, was refused"
-                    );
-                }
-                Event::Ignored { id, record_type, len } => self.ignore(id, record_type, len)?,
-            }
+            self.take_event(event)?;
         }
         Ok(progress)
+    }
+
+    fn take_event(&mut self, event: Event) -> Result<(), ConnectionError> {
+        self.runnable = true;
+        match event {
+            Event::Request { id, role, params, .. } => {
+                self.note_request(id);
+                self.begin(id, role, params);
+            }
+            Event::Stdin { id, data } => self.push(id, exchange::Stream::Stdin, data),
+            Event::StdinEnd { id } => self.end_stream(id, exchange::Stream::Stdin),
+            Event::Data { id, data } => self.push(id, exchange::Stream::Data, data),
+            Event::DataEnd { id } => self.end_stream(id, exchange::Stream::Data),
+            Event::Abort { id } => {
+                if let Some(index) = self.find(id) {
+                    self.give_up(index);
+                    self.end.end_request(id, STATUS_ABORTED, ProtocolStatus::RequestComplete);
+                }
+            }
+            Event::Rejected { id, error, .. } => {
+                self.note_request(id);
+                self.reject(id, &error);
+            }
+            Event::UnknownRole { id, role } => {
+                tracing::warn!(
+                    connection = self.server.connection,
+                    ?id,
+                    "a request for {role:?}, a role that the application does not have, was refused"
+                );
+                self.note_request(id);
+                // It was answered before its params came.
+                self.note_unread(id, last_stream(role));
+            }
+            Event::Ignored { id, record_type, len } => self.ignore(id, record_type, len)?,
+        }
+        Ok(())
+    }
+
+    /// A request has come: what is waited for afterwards is waited for from then on, even if the answer needs no waiting.
+    fn note_request(&mut self, id: RequestId) {
+        if !matches!(self.waiting, Waiting::Write(_)) {
+            self.waiting = Waiting::Application;
+        }
+        // Some web servers never end STDIN. One that uses the id again is done with what it was before.
+        if self.unread.as_ref().is_some_and(|unread| unread.id == id) {
+            self.unread = None;
+        }
     }
 
     fn begin(&mut self, id: RequestId, role: Role, params: Pairs) {
@@ -263,14 +294,14 @@ impl<S: Transport, A: Application> Connection<S, A> {
             Ok(length) => length,
             Err(error) => {
                 tracing::warn!(connection = self.server.connection, "a request was answered with 400: {error}");
-                return self.refuse(id, 400, ProtocolStatus::RequestComplete);
+                return self.refuse(id, role, 400, ProtocolStatus::RequestComplete);
             }
         };
         if let Some(script_name) = &config.script_name
             && let Err(error) = mount(&mut environ, script_name)
         {
             tracing::warn!(connection = self.server.connection, "a request was answered with 404: {error}");
-            return self.refuse(id, 404, ProtocolStatus::RequestComplete);
+            return self.refuse(id, role, 404, ProtocolStatus::RequestComplete);
         }
         if !self.gateway.begin_request() {
             tracing::warn!(
@@ -278,7 +309,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
                 "a request was answered with 503: {} run already",
                 config.max_requests
             );
-            return self.refuse(id, 503, ProtocolStatus::Overloaded);
+            return self.refuse(id, role, 503, ProtocolStatus::Overloaded);
         }
         let exchange = Arc::new(Exchange::default());
         let cancellation = Cancellation::default();
@@ -303,7 +334,8 @@ impl<S: Transport, A: Application> Connection<S, A> {
             state: State::Calling(Box::pin(call)),
             exchange,
             cancellation,
-            stdin_ended: false,
+            last_stream: last_stream(role),
+            is_complete: false,
             is_full: false,
         });
     }
@@ -317,8 +349,9 @@ impl<S: Transport, A: Application> Connection<S, A> {
 
     fn end_stream(&mut self, id: RequestId, stream: exchange::Stream) {
         if let Some(index) = self.find(id) {
-            self.requests[index].stdin_ended |= matches!(stream, exchange::Stream::Stdin);
-            self.requests[index].exchange.end(stream);
+            let request = &mut self.requests[index];
+            request.is_complete |= request.last_stream == stream.record_type();
+            request.exchange.end(stream);
         }
     }
 
@@ -330,11 +363,11 @@ impl<S: Transport, A: Application> Connection<S, A> {
             RejectError::Params(_) => (400, ProtocolStatus::RequestComplete),
         };
         tracing::warn!(connection = self.server.connection, ?id, "a request was answered with {code}: {error}");
-        self.refuse(id, code, status);
+        self.refuse(id, Role::Responder, code, status);
     }
 
     /// Answers a request that the application does not see.
-    fn refuse(&mut self, id: RequestId, code: u16, status: ProtocolStatus) {
+    fn refuse(&mut self, id: RequestId, role: Role, code: u16, status: ProtocolStatus) {
         // Of the common web servers only cgi-fcgi reads the protocol status: the page says it as well.
         let retry = if code == 503 { "Retry-After: 1\r\n" } else { "" };
         let reason = crate::protocol::cgi::default_reason(code);
@@ -344,14 +377,17 @@ impl<S: Transport, A: Application> Connection<S, A> {
         self.end.stdout_slice(id, page.as_bytes());
         self.end.end_request(id, 0, status);
         // Where its body is on the way, it is unread like any other.
-        self.note_unread(id);
+        self.note_unread(id, last_stream(role));
     }
 
     /// Counts what comes for a request that was answered.
     fn ignore(&mut self, id: RequestId, record_type: RecordType, len: u16) -> Result<(), ConnectionError> {
         match &mut self.unread {
-            Some(unread) if unread.id == id && matches!(record_type, RecordType::Stdin | RecordType::Data) => {
-                if len == 0 {
+            Some(unread)
+                if unread.id == id
+                    && matches!(record_type, RecordType::Params | RecordType::Stdin | RecordType::Data) =>
+            {
+                if len == 0 && record_type == unread.last_stream {
                     self.unread = None;
                     return Ok(());
                 }
@@ -368,9 +404,8 @@ impl<S: Transport, A: Application> Connection<S, A> {
         Ok(())
     }
 
-    fn note_unread(&mut self, id: RequestId) {
-        let until = Instant::now() + self.gateway.config.linger_timeout;
-        self.unread = Some(Unread { id, len: 0, until });
+    fn note_unread(&mut self, id: RequestId, last_stream: RecordType) {
+        self.unread = Some(Unread { id, last_stream, len: 0, until: None });
     }
 
     /// Lets each request go on as far as it can, until enough output waits.
@@ -379,6 +414,10 @@ impl<S: Transport, A: Application> Connection<S, A> {
             return false;
         }
         let mut progress = false;
+        if std::mem::take(&mut self.held_up) && !self.requests.is_empty() {
+            // Another one is the first to use the room that there is now: none that has much to send keeps the others waiting.
+            self.requests.rotate_left(1);
+        }
         let mut index = 0;
         while index < self.requests.len() {
             progress |= self.poll_request(index, cx);
@@ -396,9 +435,9 @@ impl<S: Transport, A: Application> Connection<S, A> {
     fn poll_request(&mut self, index: usize, cx: &mut Context<'_>) -> bool {
         let window = self.gateway.config.output_window;
         let mut progress = false;
-        self.visit(index, cx);
+        self.visit(index, cx, false);
         loop {
-            if self.end.output().len() >= window {
+            if self.end.output().len() >= window && !self.requests[index].state.is_given_up() {
                 self.held_up = true;
                 break;
             }
@@ -460,7 +499,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
             }
         }
         if !matches!(self.requests[index].state, State::Over) {
-            self.visit(index, cx);
+            self.visit(index, cx, false);
         }
         progress
     }
@@ -484,13 +523,13 @@ impl<S: Transport, A: Application> Connection<S, A> {
     }
 
     fn finish(&mut self, index: usize, cx: &mut Context<'_>) {
-        self.visit(index, cx);
+        self.visit(index, cx, true);
         let request = &mut self.requests[index];
         request.state = State::Over;
-        let (id, stdin_ended) = (request.id, request.stdin_ended);
+        let (id, last_stream, is_complete) = (request.id, request.last_stream, request.is_complete);
         self.end.end_request(id, 0, ProtocolStatus::RequestComplete);
-        if !stdin_ended {
-            self.note_unread(id);
+        if !is_complete {
+            self.note_unread(id, last_stream);
         }
     }
 
@@ -506,11 +545,11 @@ impl<S: Transport, A: Application> Connection<S, A> {
             State::Sending(body) | State::Closing(body, _) => State::Closing(body, until),
             State::Calling(_) | State::Over => State::Over,
         };
-        let (id, stdin_ended) = (request.id, request.stdin_ended);
-        self.visit(index, cx);
+        let (id, last_stream, is_complete) = (request.id, request.last_stream, request.is_complete);
+        self.visit(index, cx, true);
         self.end.forget_request(id);
-        if !stdin_ended {
-            self.note_unread(id);
+        if !is_complete {
+            self.note_unread(id, last_stream);
         }
     }
 
@@ -526,10 +565,15 @@ impl<S: Transport, A: Application> Connection<S, A> {
         };
     }
 
-    /// Sends what the application wrote to Errors, and takes note of how much it holds unread.
-    fn visit(&mut self, index: usize, cx: &Context<'_>) {
+    /// Sends what the application wrote to Errors, unless there is no room for it and more may follow, and takes note of how
+    /// much it holds unread.
+    fn visit(&mut self, index: usize, cx: &Context<'_>, is_last: bool) {
+        let has_room = self.end.output().len() < self.gateway.config.output_window;
         let request = &mut self.requests[index];
-        request.is_full = !request.exchange.visit(cx, self.gateway.config.input_window, &mut self.errors);
+        let errors = (has_room || is_last).then_some(&mut self.errors);
+        let visited = request.exchange.visit(cx, self.gateway.config.input_window, errors);
+        request.is_full = visited.is_full;
+        self.held_up |= visited.errors_wait;
         if !self.errors.is_empty() {
             self.end.stderr(request.id, &self.errors);
             self.errors = Vec::new();
@@ -556,9 +600,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
             }
         }
         if self.held_up && self.end.output().len() < self.gateway.config.output_window {
-            self.held_up = false;
             self.runnable = true;
-            progress = true;
         }
         Ok(progress || self.runnable)
     }
@@ -596,22 +638,24 @@ impl<S: Transport, A: Application> Connection<S, A> {
     /// The web server has closed its sending half, and perhaps everything.
     fn take_end_of_input(&mut self) -> Result<bool, ConnectionError> {
         self.input_ended = true;
-        if self.end.active_requests() > self.requests.len() || !self.end.receive_buffer().is_empty() {
-            return Err(ConnectionError::Incomplete);
+        // All that will ever come is here, though the applications may not have had room for it before.
+        while let Some(event) = self.end.next_event()? {
+            self.take_event(event)?;
         }
-        if self.requests.is_empty() {
-            self.abandon();
-            return Ok(true);
-        }
+        let is_incomplete = |request: &Request| !request.is_complete && !request.state.is_given_up();
         let waits_for_answer = match self.stream.closed() {
             Closed::Everything | Closed::Unknown => false,
             Closed::Nothing | Closed::Sending { for_certain: true } => true,
             Closed::Sending { for_certain: false } => self.gateway.config.finish_half_closed,
         };
+        if self.end.active_requests() > self.requests.len() || !self.end.receive_buffer().is_empty() {
+            return Err(ConnectionError::Incomplete);
+        }
         // Whoever waits has sent all of its request.
-        if !waits_for_answer || self.requests.iter().any(|request| !request.stdin_ended) {
+        if !self.requests.is_empty() && (!waits_for_answer || self.requests.iter().any(is_incomplete)) {
             self.abandon();
         }
+        // A finished answer is written to whoever may still read it: writing tells whether anybody does.
         Ok(true)
     }
 
@@ -642,11 +686,12 @@ impl<S: Transport, A: Application> Connection<S, A> {
             let _ = ready!(Pin::new(&mut self.stream).poll_shutdown(cx));
             self.phase = Phase::Lingering { shut: true };
             if self.unread.is_none() {
-                self.note_unread(RequestId::NULL);
+                self.note_unread(RequestId::NULL, RecordType::Stdin);
             }
         }
         let limit = self.gateway.config.linger_len;
         let Some(mut unread) = self.unread.take() else { return Poll::Ready(Ok(())) };
+        let until = *unread.until.get_or_insert_with(|| Instant::now() + self.gateway.config.linger_timeout);
         loop {
             self.end.receive_buffer().clear();
             match self.read(cx) {
@@ -654,7 +699,6 @@ impl<S: Transport, A: Application> Connection<S, A> {
                 // Closed by the web server, or over the limit: whoever sends that much does not wait for the answer.
                 Poll::Ready(_) => return Poll::Ready(Ok(())),
                 Poll::Pending => {
-                    let until = unread.until;
                     self.unread = Some(unread);
                     return self.arm(Some(until), cx).map(Ok);
                 }
@@ -676,8 +720,10 @@ impl<S: Transport, A: Application> Connection<S, A> {
         }
         let config = &self.gateway.config;
         let limit = match self.waiting {
+            Waiting::FirstByte(since) | Waiting::Idle(since) if self.is_draining => {
+                Some((since, config.shutdown_idle_timeout, ""))
+            }
             Waiting::FirstByte(since) => Some((since, config.first_byte_timeout, "a request")),
-            Waiting::Idle(since) if self.is_draining => Some((since, config.shutdown_idle_timeout, "")),
             Waiting::Idle(since) => Some((since, config.idle_timeout, "")),
             Waiting::Params(since) => Some((since, config.params_timeout, "all params of a request")),
             Waiting::Write(since) => Some((since, config.write_timeout, "the web server to take the answer")),
@@ -693,14 +739,19 @@ impl<S: Transport, A: Application> Connection<S, A> {
             }
             return Err(ConnectionError::TimedOut { expected, limit });
         }
-        if let Some(unread) = &self.unread {
-            if now >= unread.until {
+        // Where nothing comes of an unread body, the connection is simply idle: some web servers never end STDIN.
+        if let Some(unread) = &mut self.unread
+            && unread.len > 0
+            && !matches!(self.waiting, Waiting::Write(_))
+        {
+            let until = *unread.until.get_or_insert(now + config.linger_timeout);
+            if now >= until {
                 return Err(ConnectionError::TimedOut {
                     expected: "the end of an unread request body",
                     limit: config.linger_timeout,
                 });
             }
-            deadline = Some(deadline.map_or(unread.until, |deadline| deadline.min(unread.until)));
+            deadline = Some(deadline.map_or(until, |deadline| deadline.min(until)));
         }
         if let Some(until) = self.requests.iter().filter_map(Request::closing_until).min() {
             deadline = Some(deadline.map_or(until, |deadline| deadline.min(until)));
@@ -720,7 +771,10 @@ impl<S: Transport, A: Application> Connection<S, A> {
             deadline = Some(deadline.map_or(check, |deadline| deadline.min(check)));
         }
         Ok(match self.arm(deadline, cx) {
-            Poll::Ready(()) => Limits::Look,
+            Poll::Ready(()) => {
+                self.runnable = true;
+                Limits::Look
+            }
             Poll::Pending => Limits::Wait,
         })
     }
@@ -728,25 +782,15 @@ impl<S: Transport, A: Application> Connection<S, A> {
     /// Reads past the window what a web server sent before it closed its sending half, to learn whether the request is whole.
     fn read_to_end(&mut self, cx: &mut Context<'_>) -> Result<Limits, ConnectionError> {
         loop {
-            let read = match self.read(cx) {
+            match self.read(cx) {
                 Poll::Ready(Ok(0)) => break,
-                Poll::Ready(Ok(_)) => continue,
+                Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(_)) => {
                     self.abandon();
                     return Ok(Limits::Close);
                 }
-                Poll::Pending => Limits::Wait,
-            };
-            return Ok(read);
-        }
-        while let Some(event) = self.end.next_event()? {
-            match event {
-                Event::Stdin { id, data } => self.push(id, exchange::Stream::Stdin, data),
-                Event::StdinEnd { id } => self.end_stream(id, exchange::Stream::Stdin),
-                Event::Data { id, data } => self.push(id, exchange::Stream::Data, data),
-                Event::DataEnd { id } => self.end_stream(id, exchange::Stream::Data),
-                // Requests that nobody can be waiting for.
-                _ => {}
+                // The end is there already, so that this task is woken for what comes before it.
+                Poll::Pending => return Ok(Limits::Wait),
             }
         }
         self.take_end_of_input()?;
@@ -769,9 +813,10 @@ impl<S: Transport, A: Application> Connection<S, A> {
 
     /// An idle connection keeps no more than it needs to read the next request.
     fn release_memory(&mut self) {
-        self.read_room = READ_BUFFER.0;
+        let was_large = std::mem::replace(&mut self.read_room, READ_BUFFER.0) > READ_BUFFER.0;
         let buffer = self.end.receive_buffer();
-        if buffer.capacity() > READ_BUFFER.0 {
+        // One of which only the end is left says no more how large it was.
+        if was_large || buffer.capacity() > READ_BUFFER.0 {
             *buffer = BytesMut::new();
         }
         if self.scratch.capacity() > READ_BUFFER.0 {
@@ -783,10 +828,17 @@ impl<S: Transport, A: Application> Connection<S, A> {
     fn arm(&mut self, deadline: Option<Instant>, cx: &mut Context<'_>) -> Poll<()> {
         let Some(deadline) = deadline else { return Poll::Pending };
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        if timer.deadline() > deadline || timer.is_elapsed() {
+        if timer.deadline() > deadline {
             timer.as_mut().reset(deadline);
         }
-        timer.as_mut().poll(cx)
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            // It was set for something earlier.
+            timer.as_mut().reset(deadline);
+        }
     }
 
     /// Whether nothing more should be read: an application holds as much unread input as it may, or the web server sends without taking
@@ -834,6 +886,11 @@ impl Request {
             _ => None,
         }
     }
+}
+
+/// FastCGI 6: what comes last of a request in that role.
+fn last_stream(role: Role) -> RecordType {
+    if role == Role::Filter { RecordType::Data } else { RecordType::Stdin }
 }
 
 impl State {

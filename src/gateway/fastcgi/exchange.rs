@@ -7,6 +7,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 
 use crate::application::{InputError, Log, Source};
+use crate::protocol::fastcgi::RecordType;
 
 /// How many bytes of error messages wait for the connection. What an application writes beyond is dropped and counted.
 const MAX_ERRORS: usize = 64 * 1024;
@@ -41,6 +42,14 @@ struct Pipe {
     reader: Option<Waker>,
 }
 
+/// What a connection learns by [`Exchange::visit`].
+pub(super) struct Visited {
+    /// The application holds as much unread input as it may.
+    pub(super) is_full: bool,
+    /// Something was written to Errors and not asked for.
+    pub(super) errors_wait: bool,
+}
+
 /// Which of a request's two streams.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Stream {
@@ -48,22 +57,36 @@ pub(super) enum Stream {
     Data,
 }
 
+impl Stream {
+    pub(super) fn record_type(self) -> RecordType {
+        match self {
+            Self::Stdin => RecordType::Stdin,
+            Self::Data => RecordType::Data,
+        }
+    }
+}
+
 impl Exchange {
-    /// Takes note of the connection's task, and gives back what was written to Errors. True when both pipes are below the window.
-    pub(super) fn visit(&self, cx: &Context<'_>, window: usize, errors: &mut Vec<u8>) -> bool {
+    /// Takes note of the connection's task, and gives back what was written to Errors if it is asked for.
+    pub(super) fn visit(&self, cx: &Context<'_>, window: usize, errors: Option<&mut Vec<u8>>) -> Visited {
         let mut state = self.state();
         match &mut state.connection {
             Some(waker) => waker.clone_from(cx.waker()),
             None => state.connection = Some(cx.waker().clone()),
         }
-        if !state.errors.is_empty() {
+        if !state.errors.is_empty()
+            && let Some(errors) = errors
+        {
             errors.append(&mut state.errors);
             let lost = std::mem::take(&mut state.errors_lost);
             if lost > 0 {
                 errors.extend_from_slice(format!("\n({lost} bytes of error messages were dropped here)\n").as_bytes());
             }
         }
-        state.stdin.len < window && state.data.len < window
+        Visited {
+            is_full: state.stdin.len >= window || state.data.len >= window,
+            errors_wait: !state.errors.is_empty(),
+        }
     }
 
     /// Adds to a stream. True when the application holds `window` bytes or more unread.
@@ -93,13 +116,15 @@ impl Exchange {
 
     /// The web server is gone, or has given the request up: reading fails from now on.
     pub(super) fn abort(&self) {
-        let mut state = self.state();
         for stream in [Stream::Stdin, Stream::Data] {
+            let mut state = self.state();
             let pipe = state.pipe(stream);
             pipe.aborted = true;
-            pipe.pieces.clear();
             pipe.len = 0;
-            wake(pipe.reader.take());
+            let (pieces, reader) = (std::mem::take(&mut pipe.pieces), pipe.reader.take());
+            drop(state);
+            drop(pieces);
+            wake(reader);
         }
     }
 

@@ -116,7 +116,9 @@ impl Config {
         ApplicationEnd::new(Settings {
             roles: self.roles,
             announced_connections: announced(self.max_connections),
-            announced_requests: announced(self.max_requests),
+            // By FastCGI 4.1 it is the number for the application. The one common client that asks, HAProxy, takes it for the number
+            // on this connection, over its own setting.
+            announced_requests: announced(self.max_requests.min(self.max_requests_per_connection)),
             announces_multiplexing: self.announce_multiplexing,
             max_params_len: self.max_params_len,
             max_params_count: self.max_params_count,
@@ -309,4 +311,52 @@ fn is_gone(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::application::{Environ, Error, StartResponse};
+
+    async fn nothing(_: Environ, _: StartResponse) -> Result<&'static str, Error> {
+        Ok("")
+    }
+
+    fn admits(list: &str, address: &str) -> bool {
+        let config = Config { allow: parse_addresses(list), ..Config::default() };
+        let address = SocketAddr::new(address.parse().unwrap(), 9000);
+        Gateway::new(nothing, config).admit(&Peer::Ip(address)).is_ok()
+    }
+
+    #[test]
+    fn web_server_addrs_are_ipv4_and_ipv6_and_mapped_ones_are_the_same() {
+        let list = "199.170.183.28, 2001:db8::7,::ffff:192.0.2.1";
+        for address in ["199.170.183.28", "::ffff:199.170.183.28", "2001:db8::7", "192.0.2.1", "::ffff:192.0.2.1"] {
+            assert!(admits(list, address), "{address}");
+        }
+        for address in ["199.170.183.71", "127.0.0.1", "::1", "2001:db8::8", "192.0.2.2"] {
+            assert!(!admits(list, address), "{address}");
+        }
+    }
+
+    #[test]
+    fn a_list_of_mistakes_lets_nobody_in_from_outside() {
+        for list in ["", ",", "localhost", "10.0.0.0/8", "1.2.3", "192.0.2.1:9000"] {
+            assert!(!admits(list, "192.0.2.1"), "{list:?}");
+        }
+        assert!(admits("nonsense,192.0.2.1", "192.0.2.1"));
+    }
+
+    #[test]
+    fn an_abstract_sockets_peer_must_be_root_ourselves_or_allowed() {
+        let own = rustix::process::geteuid().as_raw();
+        let stranger = own + 12_345;
+        let admits = |allow_uids, uid| {
+            let config = Config { allow_uids, ..Config::default() };
+            Gateway::new(nothing, config).admit(&Peer::Unix { uid, pid: None }).is_ok()
+        };
+        assert!(admits(vec![], Some(own)) && admits(vec![], Some(0)) && admits(vec![], None));
+        assert!(!admits(vec![], Some(stranger)));
+        assert!(admits(vec![stranger], Some(stranger)));
+    }
 }

@@ -154,6 +154,8 @@ where
 /// How driving a connection ended.
 enum End {
     Over(hyper::Result<()>),
+    /// Told to end between two requests, so that no answer can be lost.
+    Idle,
     Head,
     Stop,
 }
@@ -169,7 +171,9 @@ async fn drive(
     let mut finishing = None;
     poll_fn(|cx| {
         if let Poll::Ready(result) = connection.as_mut().poll(cx) {
-            return Poll::Ready(End::Over(result));
+            // How a client takes its leave of a connection that was being closed anyway is its own affair.
+            let is_news = finishing.is_none() || activity.is_busy();
+            return Poll::Ready(End::Over(result.or_else(|error| if is_news { Err(error) } else { Ok(()) })));
         }
         if finishing.is_none() {
             if stopped.as_mut().poll(cx).is_pending() {
@@ -180,9 +184,10 @@ async fn drive(
                 }
             }
             finishing = Some(Box::pin(tokio::time::sleep(config.shutdown_limit)));
+            let was_idle = !activity.is_busy();
             connection.as_mut().finish();
             if let Poll::Ready(result) = connection.as_mut().poll(cx) {
-                return Poll::Ready(End::Over(result));
+                return Poll::Ready(if was_idle { End::Idle } else { End::Over(result) });
             }
         }
         if let Some(limit) = &mut finishing {
@@ -223,6 +228,7 @@ where
     // This drops the requests that run, which cancels them.
     let stream = connection.into_parts().io.into_inner().into_inner();
     match end {
+        End::Idle => Ok(()),
         End::Over(Ok(())) => {
             discard(stream, config).await;
             Ok(())
@@ -263,6 +269,7 @@ where
         .serve_connection(TokioIo::new(stream), service);
     match drive(Pin::new(&mut connection), clock, activity, config, stop).await {
         End::Over(result) => result.map_err(ConnectionError::of),
+        End::Idle => Ok(()),
         // The clock does not ring for heads here.
         End::Head | End::Stop => Err(ConnectionError::Stop { after: config.shutdown_limit }),
     }
@@ -271,19 +278,19 @@ where
 /// The answer to a client that did not finish its request's head (RFC 9110 15.5.9).
 async fn say_timeout<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, config: &Config) {
     const ANSWER: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
-    let said = async {
-        stream.write_all(ANSWER).await?;
-        stream.shutdown().await
-    };
-    if let Ok(Ok(())) = tokio::time::timeout(config.discard_limit, said).await {
+    if let Ok(Ok(())) = tokio::time::timeout(config.discard_limit, stream.write_all(ANSWER)).await {
         discard(stream, config).await;
     }
 }
 
-/// Reads what a client still sends after its connection was shut down for writing: closing it with bytes unread is a reset, by which
-/// the client may lose an answer that it has not read yet (RFC 9112 9.6).
-async fn discard<S: AsyncRead + Unpin>(mut stream: S, config: &Config) {
+/// Shuts a connection down for writing and reads what the client still sends: closing it with bytes unread is a reset, by which the
+/// client may lose an answer that it has not read yet (RFC 9112 9.6).
+async fn discard<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, config: &Config) {
     let reading = async {
+        // hyper has not done it for a request that asked for an upgrade.
+        if stream.shutdown().await.is_err() {
+            return;
+        }
         let mut buffer = vec![0; 16 << 10];
         let mut left = config.max_discarded;
         while left > 0 {

@@ -557,17 +557,31 @@ impl ApplicationEnd {
         // FastCGI 6.1: STDOUT is sent even if it is empty.
         self.output.put_record(RecordType::Stdout, id, &[]);
         put_end(&mut self.output, id, application_status, protocol_status);
+        self.spoil();
     }
 
     /// Cuts the answer: the web server gets no END_REQUEST and so can see that it is not complete.
     ///
-    /// The connection takes no further request, since the id is still taken at the other end; it is to be closed once
+    /// When no other request is left, an UNKNOWN_TYPE that nobody asked for is the last record: see the code for why. The connection takes no further request, since the id is still taken at the other end; it is to be closed once
     /// the other requests are done. Does nothing when the request is not active.
     pub fn forget_request(&mut self, id: RequestId) {
         if let Some(index) = self.find(id) {
             self.requests.swap_remove(index);
             self.accepts_requests = false;
             self.keeps_connection = false;
+            self.spoil();
+        }
+    }
+
+    /// Makes the end of a connection with a cut answer an error for nginx as well.
+    ///
+    /// nginx takes a closed connection without END_REQUEST for the end of the answer, save where it both buffers answers and
+    /// keeps connections. A record other than STDOUT, STDERR and END_REQUEST makes it give up, and lets its client see it. To others the
+    /// record is nothing: management records may come at any time (FastCGI 4).
+    fn spoil(&mut self) {
+        if !self.accepts_requests && self.requests.is_empty() {
+            let body = UnknownType { record_type: 0 };
+            self.output.put_record(RecordType::UnknownType, RequestId::NULL, &body.encode());
         }
     }
 
@@ -894,7 +908,8 @@ mod tests {
         end.forget_request(ONE);
         end.stdout_slice(ONE, b"the rest");
         end.end_request(ONE, 0, ProtocolStatus::RequestComplete);
-        assert_eq!(sent(&mut end), [(RecordType::Stdout, ONE)]);
+        // nginx notices a cut answer by the record that it does not know.
+        assert_eq!(sent(&mut end), [(RecordType::Stdout, ONE), (RecordType::UnknownType, RequestId::NULL)]);
         assert!(!end.accepts_requests() && !end.keeps_connection());
         receive(&mut end, &begin(TWO));
         let ignored = |record_type, len| Event::Ignored { id: TWO, record_type, len };

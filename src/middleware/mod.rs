@@ -1,0 +1,21 @@
+//! Floor 2: applications that wrap applications.
+//!
+//! Each is an [`Application`](crate::application::Application) around another, and each streams: what a body gives passes through at once, and its
+//! `close()` is passed on. They know neither gateways nor upstreams, so that any of them stands between any two.
+
+pub mod validate;
+mod mount;
+mod limit;
+mod timeout;
+#[cfg(feature = "access-log")]
+mod access_log;
+
+#[cfg(feature = "access-log")]
+pub use access_log::{AccessLog, Format, access_log, to_writer};
+pub use limit::{Limit, Limited, limit};
+pub use mount::Mount;
+pub use timeout::{Limits, TimedOut, Timeout, timeout};
+pub use validate::{Breach, Rule, ServerRules, Side, Validate, validate};
+
+#[cfg(test)]
+mod forms;
