@@ -9,7 +9,7 @@ mod exchange;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -212,11 +212,11 @@ pub async fn serve<A: Application>(
     }
     // From now on nobody waits in vain to be accepted.
     drop(listener);
-    gateway.draining.cancel();
+    gateway.stop(&gateway.draining);
     connections.close();
     if tokio::time::timeout(gateway.config.shutdown_timeout, connections.wait()).await.is_err() {
         tracing::warn!("{} connections were cut at the end of the time for the shutdown", connections.len());
-        gateway.ending.cancel();
+        gateway.stop(&gateway.ending);
         connections.wait().await;
     }
     Ok(())
@@ -250,6 +250,8 @@ struct Gateway<A> {
     draining: CancellationToken,
     /// The time for that is over.
     ending: CancellationToken,
+    /// One of the two was pulled. Looked at for each request, which the tokens' locks would make dear.
+    is_stopping: AtomicBool,
 }
 
 impl<A> Gateway<A> {
@@ -260,6 +262,7 @@ impl<A> Gateway<A> {
             requests: AtomicUsize::new(0),
             draining: CancellationToken::new(),
             ending: CancellationToken::new(),
+            is_stopping: AtomicBool::new(false),
         }
     }
 
@@ -283,6 +286,12 @@ impl<A> Gateway<A> {
             }
             Peer::Unix { uid: None, .. } | Peer::Unknown => Ok(()),
         }
+    }
+
+    fn stop(&self, token: &CancellationToken) {
+        // Before the token, which wakes the connections that then look at this.
+        self.is_stopping.store(true, Ordering::SeqCst);
+        token.cancel();
     }
 
     /// Counts a request in, unless there are as many as there may be.
