@@ -3,7 +3,7 @@
 //!
 //! `cargo bench --bench servers` measures everything; `--direct`, `--syscalls`, `--nginx`, `--large` and `--cgi` after `--` choose, `--rounds N` and
 //! `--seconds N` say how often and how long, `--only NAME` limits the FastCGI servers to the bare loop and that one. What is missing on the machine is an error
-//! that says how to get it. The servers take turns, since a shared machine is faster at one time than at another: compare figures of one table only.
+//! that says how to get it; `--beside PROGRAM` measures another build of the example `hello` too. The servers take turns, since a shared machine is faster at one time than at another: compare figures of one table only.
 
 #[path = "servers/load.rs"]
 mod load;
@@ -20,6 +20,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use load::Extent;
+use rustix::event::Timespec;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 /// How many connections are open at once.
@@ -27,6 +28,12 @@ const CONNECTIONS: usize = 32;
 
 /// How long an upload is.
 const UPLOAD: usize = 10 * 1024 * 1024;
+
+/// For clients that share their processor with others.
+const UP_TO_A_SECOND: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// For clients on a processor of their own.
+const NEVER: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -48,20 +55,21 @@ fn main() -> ExitCode {
 }
 
 fn measure(arguments: &[String]) -> Result<()> {
-    let mut plan = Plan { rounds: 5, seconds: 1.0, only: None, chosen: Vec::new() };
+    let mut plan = Plan { rounds: 5, seconds: 1.0, only: None, beside: None, chosen: Vec::new() };
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or_else(|| format!("expected a value after {argument}"));
         match argument.as_str() {
             "--rounds" => plan.rounds = value()?.parse()?,
             "--seconds" => plan.seconds = value()?.parse()?,
+            "--beside" => plan.beside = Some(value()?.into()),
             "--only" => plan.only = Some(value()?.clone()),
             "--direct" | "--syscalls" | "--nginx" | "--large" | "--cgi" => plan.chosen.push(argument.clone()),
             // What cargo adds by itself.
             "--bench" => {}
             other => {
                 return Err(format!(
-                    "expected --direct, --syscalls, --nginx, --large, --cgi, --rounds, --seconds or --only, got {other}"
+                    "expected --direct, --syscalls, --nginx, --large, --cgi, --rounds, --seconds, --only or --beside, got {other}"
                 )
                 .into());
             }
@@ -94,12 +102,13 @@ struct Plan {
     rounds: usize,
     seconds: f64,
     only: Option<String>,
+    beside: Option<PathBuf>,
     chosen: Vec<String>,
 }
 
 impl Plan {
-    fn extent(&self, connections: usize) -> Extent {
-        Extent { connections, time: Duration::from_secs_f64(self.seconds), requests: usize::MAX }
+    fn extent(&self, connections: usize, sleep: Timespec) -> Extent {
+        Extent { connections, time: Duration::from_secs_f64(self.seconds), requests: usize::MAX, sleep }
     }
 
     fn wants(&self, name: &str) -> bool {
@@ -187,6 +196,9 @@ impl Place {
         let ours = self.start("gatespan", cores, Command::new(&self.hello))?;
         let answer = self.capture(&ours, &load::request("GET", 0, true), peers::HELLO)?;
         let mut servers = vec![self.start("bare", cores, self.peer("bare", &[path(&answer)]))?, ours];
+        if let Some(beside) = &plan.beside {
+            servers.push(self.start("gatespan-other", cores, Command::new(beside))?);
+        }
         if plan.wants("libfcgi") {
             servers.push(self.start("libfcgi", cores, Command::new(&self.libfcgi))?);
         }
@@ -204,7 +216,7 @@ impl Place {
 
     /// Starts a server on a socket of its own, which is its descriptor 0.
     fn start(&self, name: &'static str, cores: &str, program: Command) -> Result<Server> {
-        let socket = self.path(&format!("{name}.{}", next_number()));
+        let socket = self.path(&format!("{}.socket", next_number()));
         let listener = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         listener.bind(&SockAddr::unix(&socket)?)?;
         listener.listen(1024)?;
@@ -335,17 +347,26 @@ fn run_on(cores: &str) -> Result<()> {
     Ok(())
 }
 
+type Load = fn(&Path, &[u8], Extent) -> io::Result<(usize, Duration)>;
+
 /// A web server's requests on a Unix socket, the server on one processor, the clients on the other.
 fn direct(plan: &Plan, place: &Place) -> Result<()> {
     run_on("1")?;
     let servers = place.servers(plan, "0")?;
     let (kept_request, closed_request) = (load::request("GET", 0, true), load::request("GET", 0, false));
-    let kept = rounds(plan, &servers, |path| load::kept(path, &kept_request, plan.extent(CONNECTIONS)))?;
-    let closed = rounds(plan, &servers, |path| load::closed(path, &closed_request, plan.extent(CONNECTIONS)))?;
+    let observe = |load: Load, request: &[u8], sleep| {
+        rounds(plan, &servers, |path| load(path, request, plan.extent(CONNECTIONS, sleep)))
+    };
+    let tables = [
+        ("kept", observe(load::kept, &kept_request, NEVER)?),
+        ("closed each time", observe(load::closed, &closed_request, NEVER)?),
+        ("kept, sleepy", observe(load::kept, &kept_request, UP_TO_A_SECOND)?),
+        ("closed, sleepy", observe(load::closed, &closed_request, UP_TO_A_SECOND)?),
+    ];
     println!(
         "FastCGI, 25 variables, {CONNECTIONS} connections, Unix socket; the server on one processor. CPU is the server's, in µs a request."
     );
-    for (name, samples) in [("kept", kept), ("closed each time", closed)] {
+    for (name, samples) in tables {
         println!("\n{name:<20} {:>10} {:>7} {:>8} {:>7}   user + system", "requests/s", "x bare", "CPU µs", "x bare");
         for (index, server) in servers.iter().enumerate() {
             let (rate, rate_ratio) = beside(&samples, index, |sample| sample.rate);
@@ -364,7 +385,8 @@ fn direct(plan: &Plan, place: &Place) -> Result<()> {
 /// System calls a request, counted by strace while a server runs.
 fn syscalls(plan: &Plan, place: &Place) -> Result<()> {
     const REQUESTS: usize = 8_000;
-    let extent = Extent { connections: CONNECTIONS, time: Duration::from_secs(60), requests: REQUESTS };
+    let extent =
+        Extent { connections: CONNECTIONS, time: Duration::from_secs(60), requests: REQUESTS, sleep: UP_TO_A_SECOND };
     let servers = place.servers(plan, "0")?;
     println!(
         "System calls a request, {REQUESTS} requests, {CONNECTIONS} connections. Under strace a server is so slow that every wait finds all connections ready."
@@ -439,7 +461,9 @@ fn nginx(plan: &Plan, place: &Place) -> Result<()> {
         for _ in 0..plan.rounds {
             let of = |server: &Server| {
                 let target = format!("/{name}/{}", server.name);
-                server.observe(|_| load::http(port, &target, b"\r\n\r\nHello, world!\n", plan.extent(CONNECTIONS)))
+                server.observe(|_| {
+                    load::http(port, &target, b"\r\n\r\nHello, world!\n", plan.extent(CONNECTIONS, UP_TO_A_SECOND))
+                })
             };
             samples.push(servers.iter().map(of).collect::<Result<Vec<_>>>()?);
         }
@@ -522,12 +546,12 @@ fn large(plan: &Plan, place: &Place) -> Result<()> {
     if plan.wants("tokio-fastcgi") {
         servers.push(place.start("tokio-fastcgi", "0", place.peer("tokio-fastcgi", &["large"]))?);
     }
-    let downloads = rounds(plan, &servers, |path| load::large(path, &get, plan.extent(4)))?;
+    let downloads = rounds(plan, &servers, |path| load::large(path, &get, plan.extent(4, UP_TO_A_SECOND)))?;
     // The bare loop has one answer only; here it should be short.
     let post = load::request("POST", UPLOAD, true);
     let short = place.capture(&servers[1], &post, peers::HELLO)?;
     servers[0] = place.start("bare", "0", place.peer("bare", &[path(&short)]))?;
-    let uploads = rounds(plan, &servers, |path| load::large(path, &post, plan.extent(4)))?;
+    let uploads = rounds(plan, &servers, |path| load::large(path, &post, plan.extent(4, UP_TO_A_SECOND)))?;
     println!(
         "Kept connections, four at once, Unix socket; the server on one processor. CPU is the server's, in µs a MiB."
     );
@@ -549,7 +573,8 @@ fn large(plan: &Plan, place: &Place) -> Result<()> {
 
 /// From the start of a CGI script to its end.
 fn cgi(plan: &Plan, place: &Place) -> Result<()> {
-    let programs = [("C", &place.hello_c), ("gatespan", &place.hello), ("empty tokio", &place.empty_tokio)];
+    let mut programs = vec![("C", &place.hello_c), ("gatespan", &place.hello), ("empty tokio", &place.empty_tokio)];
+    programs.extend(plan.beside.as_ref().map(|beside| ("gatespan-other", beside)));
     let runs = plan.rounds * 100;
     let variables = load::variables("GET", 0);
     let mut times = vec![Vec::new(); programs.len()];

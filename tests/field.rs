@@ -5,12 +5,15 @@
 #[path = "support/fastcgi_client.rs"]
 mod fastcgi_client;
 
+use std::sync::Arc;
+
 use fastcgi_client::Client;
 use gatespan::application::Peer;
-use gatespan::gateway::fastcgi::{Config, serve_connection};
+use gatespan::gateway::fastcgi::{Config, Gateway, serve_connection};
 use gatespan::middleware::Mount;
 use gatespan::protocol::fastcgi::Role;
 use gatespan::{Application, Environ, Error, StartResponse};
+use tokio_util::sync::CancellationToken;
 
 /// Answers with SCRIPT_NAME, PATH_INFO and SCRIPT_FILENAME.
 async fn told(environ: Environ, start_response: StartResponse) -> Result<String, Error> {
@@ -24,7 +27,8 @@ async fn answer(application: impl Application, mounted: Option<&str>, params: &[
     let (theirs, ours) = tokio::io::duplex(64 * 1024);
     let script_name = mounted.map(|script_name| script_name.as_bytes().to_vec());
     let config = Config { allow: Vec::new(), script_name, ..Config::default() };
-    tokio::spawn(serve_connection(ours, Peer::Unknown, application, config));
+    let gateway = Arc::new(Gateway::new(application, config));
+    tokio::spawn(async move { serve_connection(ours, Peer::Unknown, &gateway, &CancellationToken::new()).await });
     let mut client = Client::new(theirs);
     let id = client.begin(Role::Responder, false, &[&[("REQUEST_METHOD", "GET")], params].concat());
     client.end.end_stdin(id);

@@ -1,18 +1,16 @@
 //! The clients: as cheap as they can be, so that the server is what is measured.
 //!
-//! Every connection always has a request under way. One thread waits for all of them, as a web server does: one that never sleeps would
-//! spare the server what it costs to wake it.
+//! Every connection always has a request under way, and one thread looks after all of them.
 
 use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use gatespan::protocol::fastcgi::{BeginRequest, Header, RecordType, RequestId, Role, name_value, put_record};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use rustix::event::{Timespec, epoll};
 
 /// How much of an upload is in one record: what nginx sends.
 const UPLOAD_RECORD: usize = 32 * 1024;
@@ -146,87 +144,91 @@ pub(crate) struct Extent {
     pub(crate) time: Duration,
     /// No more than about this many requests.
     pub(crate) requests: usize,
+    /// How long the clients sleep at most while nothing comes. Zero for clients that never do, on a processor of their own: the server has nobody
+    /// to wake, so that a fast one and a slow one do the same for each request. With others, one that is faster than its
+    /// clients wakes nobody, and one that is slower wakes them for every answer.
+    pub(crate) sleep: Timespec,
 }
 
-/// Runs a client for each connection on one thread: each is given a function that counts an answer and says whether to go on.
-fn clients<F: Future<Output = io::Result<()>> + Send + 'static>(
+/// Opens connections and gives each a request as soon as the one before is answered. `open` makes a connection, whose answer `is_answered` looks for
+/// in what was read; with `closes` the server closes it then, and a new one takes its place. Gives the number of answers and the time they took.
+fn drive<S: Read + Write + AsFd, A>(
     extent: Extent,
-    client: impl Fn(Box<dyn FnMut() -> bool + Send>) -> F,
+    request: &[u8],
+    open: impl Fn() -> io::Result<S>,
+    new_answer: impl Fn() -> A,
+    mut is_answered: impl FnMut(&mut A, &mut [u8], &mut usize) -> io::Result<bool>,
+    closes: bool,
 ) -> io::Result<(usize, Duration)> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let start = Instant::now();
-        let count = Arc::new(AtomicUsize::new(0));
-        let mut tasks = tokio::task::JoinSet::new();
-        for _ in 0..extent.connections {
-            let count = count.clone();
-            tasks.spawn(client(Box::new(move || {
-                let done = count.fetch_add(1, Ordering::Relaxed) + 1;
-                done + extent.connections <= extent.requests && start.elapsed() < extent.time
-            })));
-        }
-        let all = async {
-            while let Some(client) = tasks.join_next().await {
-                client.map_err(io::Error::other)??;
+    let waiting = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let begin = |place: usize| {
+        let mut stream = open()?;
+        stream.write_all(request)?;
+        epoll::add(&waiting, &stream, epoll::EventData::new_u64(place as u64), epoll::EventFlags::IN)?;
+        io::Result::Ok(stream)
+    };
+    let mut streams = Vec::new();
+    for place in 0..extent.connections {
+        streams.push((begin(place)?, new_answer(), 0, false));
+    }
+    let start = Instant::now();
+    let mut last = start;
+    let mut buffers = vec![vec![0; 16 * 1024]; extent.connections];
+    let mut events = Vec::with_capacity(extent.connections);
+    let (mut count, mut open_count) = (0, extent.connections);
+    while open_count > 0 {
+        events.clear();
+        epoll::wait(&waiting, rustix::buffer::spare_capacity(&mut events), Some(&extent.sleep))?;
+        let now = Instant::now();
+        if events.is_empty() {
+            if now - last > TIMEOUT {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the server stopped answering"));
             }
-            io::Result::Ok(())
-        };
-        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the server stopped answering");
-        tokio::time::timeout(extent.time + TIMEOUT, all).await.map_err(late)??;
-        Ok((count.load(Ordering::Relaxed), start.elapsed()))
-    })
+            continue;
+        }
+        last = now;
+        let is_over = now - start >= extent.time || count + open_count >= extent.requests;
+        for event in &events {
+            let place = event.data.u64() as usize;
+            let ((stream, answer, filled, ended), buffer) = (&mut streams[place], &mut buffers[place]);
+            let read = stream.read(&mut buffer[*filled..])?;
+            *filled += read;
+            if read == 0 && !(closes && *ended) {
+                let got = buffer[..*filled].escape_ascii();
+                return Err(io::Error::other(format!("expected the rest of an answer, got the end after \"{got}\"")));
+            }
+            *ended = *ended || is_answered(answer, buffer, filled)?;
+            if !*ended || (closes && read > 0) {
+                continue;
+            }
+            count += 1;
+            (*answer, *filled, *ended) = (new_answer(), 0, false);
+            if is_over {
+                epoll::delete(&waiting, &*stream)?;
+                open_count -= 1;
+            } else if closes {
+                *stream = begin(place)?;
+            } else {
+                stream.write_all(request)?;
+            }
+        }
+    }
+    Ok((count, start.elapsed()))
 }
 
-/// Requests on connections that stay. Gives their number and the time they took.
+/// Requests on connections that stay.
 pub(crate) fn kept(path: &Path, request: &[u8], extent: Extent) -> io::Result<(usize, Duration)> {
-    clients(extent, |mut go_on| {
-        let (path, request) = (path.to_owned(), request.to_owned());
-        async move {
-            let mut stream = tokio::net::UnixStream::connect(path).await?;
-            let mut buffer = vec![0; 16 * 1024];
-            loop {
-                exchange(&mut stream, &request, &mut buffer).await?;
-                if !go_on() {
-                    return Ok(());
-                }
-            }
-        }
-    })
+    fastcgi(path, request, extent, false)
 }
 
 /// Requests on a new connection each, which the server closes.
 pub(crate) fn closed(path: &Path, request: &[u8], extent: Extent) -> io::Result<(usize, Duration)> {
-    clients(extent, |mut go_on| {
-        let (path, request) = (path.to_owned(), request.to_owned());
-        async move {
-            let mut buffer = vec![0; 16 * 1024];
-            loop {
-                let mut stream = tokio::net::UnixStream::connect(&path).await?;
-                exchange(&mut stream, &request, &mut buffer).await?;
-                if stream.read(&mut buffer).await? > 0 {
-                    return Err(io::Error::other("expected the end of the connection after END_REQUEST, got more"));
-                }
-                if !go_on() {
-                    return Ok(());
-                }
-            }
-        }
-    })
+    fastcgi(path, request, extent, true)
 }
 
-async fn exchange(stream: &mut tokio::net::UnixStream, request: &[u8], buffer: &mut [u8]) -> io::Result<()> {
-    stream.write_all(request).await?;
-    let (mut answer, mut filled) = (Answer::default(), 0);
-    loop {
-        let read = stream.read(&mut buffer[filled..]).await?;
-        if read == 0 {
-            return Err(cut_short());
-        }
-        filled += read;
-        if answer.take(buffer, &mut filled) {
-            return Ok(());
-        }
-    }
+fn fastcgi(path: &Path, request: &[u8], extent: Extent, closes: bool) -> io::Result<(usize, Duration)> {
+    let take = |answer: &mut Answer, buffer: &mut [u8], filled: &mut usize| Ok(answer.take(buffer, filled));
+    drive(extent, request, || UnixStream::connect(path), Answer::default, take, closes)
 }
 
 /// Large answers or uploads, a thread for each connection. Gives the number of requests.
@@ -260,34 +262,17 @@ pub(crate) fn http(port: u16, target: &str, end: &[u8], extent: Extent) -> io::R
          rv:128.0) Gecko/20100101 Firefox/128.0\r\nAccept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8\r\n\
          Accept-Language: en-US,en;q=0.5\r\nAccept-Encoding: gzip, deflate, br\r\nConnection: keep-alive\r\n\r\n"
     );
-    let (request, end) = (Arc::<str>::from(request), Arc::<[u8]>::from(end));
-    clients(extent, |mut go_on| {
-        let (request, end) = (request.clone(), end.clone());
-        async move {
-            let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-            stream.set_nodelay(true)?;
-            let mut buffer = vec![0; 16 * 1024];
-            loop {
-                stream.write_all(request.as_bytes()).await?;
-                let mut filled = 0;
-                while !buffer[..filled].ends_with(&end) {
-                    match stream.read(&mut buffer[filled..]).await? {
-                        0 => {
-                            let got = buffer[..filled].escape_ascii();
-                            return Err(io::Error::other(format!(
-                                "expected an answer from nginx, got \"{got}\" and the end"
-                            )));
-                        }
-                        read => filled += read,
-                    }
-                }
-                if !buffer.starts_with(b"HTTP/1.1 200 ") {
-                    return Err(io::Error::other(format!("expected 200, got \"{}\"", buffer[..filled].escape_ascii())));
-                }
-                if !go_on() {
-                    return Ok(());
-                }
-            }
+    let open = || {
+        let stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_nodelay(true)?;
+        io::Result::Ok(stream)
+    };
+    let take = |(): &mut (), buffer: &mut [u8], filled: &mut usize| {
+        let got = &buffer[..*filled];
+        if got.ends_with(end) && !got.starts_with(b"HTTP/1.1 200 ") {
+            return Err(io::Error::other(format!("expected 200, got \"{}\"", got.escape_ascii())));
         }
-    })
+        Ok(got.ends_with(end))
+    };
+    drive(extent, request.as_bytes(), open, || (), take, false)
 }

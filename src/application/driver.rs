@@ -56,10 +56,13 @@ pub async fn call<A: Application>(application: A, environ: Environ) -> Result<Re
 
 /// A call under way, for those who may have to give it up before it has a head: a client that leaves, a time limit.
 pub struct Call {
-    running: Running,
+    /// There until the response has it.
+    running: Option<Running>,
     /// What was called, without its body: for the log. The response has it as soon as there is one.
     request: Option<Environ>,
     is_head: bool,
+    /// What comes of it once it is closed, where nothing is sent of its body.
+    outcome: Option<Result<Head, Error>>,
 }
 
 impl Call {
@@ -70,7 +73,7 @@ impl Call {
         let is_head = environ.method() == b"HEAD";
         let start_response = announcement.start_response();
         let state = State::Calling(Box::pin(async move { application.call(environ, start_response).await }));
-        Self { running: Running { state, announcement, held: None }, request, is_head }
+        Self { running: Some(Running { state, announcement, held: None }), request, is_head, outcome: None }
     }
 
     /// What [`call`] waits for. To be called to its end once; until the head is there, it may be dropped and called again.
@@ -79,54 +82,62 @@ impl Call {
     ///
     /// As [`call`].
     pub async fn response(&mut self) -> Result<Response, Error> {
-        let (mut head, first) = match self.head().await {
-            Ok(settled) => settled,
-            Err(error) => {
-                self.close().await;
-                return Err(error);
-            }
-        };
-        let bodiless = !allows_body(head.status.code(), if self.is_head { b"HEAD" } else { b"" });
-        // It was checked by `start_response`, so that it is no error here.
-        let declared = head.content_length().map_err(StartError::from)?;
-        if bodiless {
-            self.close().await;
-            if !allows_body(head.status.code(), b"") {
-                // RFC 9110 8.6: not with 1xx and 204. With 304 it would be that of another response, which few servers get right.
-                head.headers.remove("Content-Length");
-            }
-        } else {
-            let len = self.running.certain_len(first.as_ref());
-            if declared.is_none()
-                && let Some(len) = len
-            {
-                head.headers.push("Content-Length", len.to_string());
-            }
-            if len != Some(0) && !head.headers.contains("Content-Type") {
-                // CVE-2020-24553: a type that is missing must not be guessed by anybody.
-                head.headers.push("Content-Type", "text/plain");
+        poll_fn(|cx| self.poll_response(cx)).await
+    }
+
+    /// As [`Call::response`], for those who hold many.
+    pub fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response, Error>> {
+        let Some(running) = &mut self.running else { return Poll::Ready(Err(StartError::Never.into())) };
+        if self.outcome.is_none() {
+            let first = ready!(running.poll_first(cx));
+            let settled = first.and_then(|first| Ok((running.announcement.send_head()?, first)));
+            match settled {
+                Ok((head, first)) if allows_body(head.status.code(), if self.is_head { b"HEAD" } else { b"" }) => {
+                    return Poll::Ready(self.with_body(head, first));
+                }
+                // Nobody will see what else there is of it.
+                without_body => self.outcome = Some(without_body.map(|(head, _)| head)),
             }
         }
-        let body = ResponseBody {
-            running: std::mem::replace(&mut self.running, Running::over()),
-            first: first.filter(|_| !bodiless),
-            file: None,
-            unsent: declared.filter(|_| !bodiless),
-            announced: declared,
-            request: self.request.take(),
-            over: bodiless,
-        };
+        ready!(running.poll_close(cx));
+        Poll::Ready(self.outcome.take().unwrap_or(Err(StartError::Never.into())).and_then(|head| self.bodiless(head)))
+    }
+
+    fn with_body(&mut self, mut head: Head, first: Option<Frame>) -> Result<Response, Error> {
+        // It was checked by `start_response`, so that it is no error here.
+        let declared = head.content_length().map_err(StartError::from)?;
+        let running = self.running.take().ok_or(StartError::Never)?;
+        let len = running.certain_len(first.as_ref());
+        if declared.is_none()
+            && let Some(len) = len
+        {
+            head.headers.push("Content-Length", len.to_string());
+        }
+        if len != Some(0) && !head.headers.contains("Content-Type") {
+            // CVE-2020-24553: a type that is missing must not be guessed by anybody.
+            head.headers.push("Content-Type", "text/plain");
+        }
+        let (unsent, request) = (declared, self.request.take());
+        let body = ResponseBody { running, first, file: None, unsent, announced: declared, request, over: false };
+        Ok(Response { head, body })
+    }
+
+    fn bodiless(&mut self, mut head: Head) -> Result<Response, Error> {
+        let announced = head.content_length().map_err(StartError::from)?;
+        if !allows_body(head.status.code(), b"") {
+            // RFC 9110 8.6: not with 1xx and 204. With 304 it would be that of another response, which few servers get right.
+            head.headers.remove("Content-Length");
+        }
+        let (running, request) = (self.running.take().ok_or(StartError::Never)?, self.request.take());
+        let body = ResponseBody { running, first: None, file: None, unsent: None, announced, request, over: true };
         Ok(Response { head, body })
     }
 
     /// Gives the call up: what the application awaits is dropped, or its body closed if there is one already.
     pub async fn close(&mut self) {
-        self.running.close().await;
-    }
-
-    async fn head(&mut self) -> Result<(Head, Option<Frame>), Error> {
-        let first = poll_fn(|cx| self.running.poll_first(cx)).await?;
-        Ok((self.running.announcement.send_head()?, first))
+        if let Some(running) = &mut self.running {
+            running.close().await;
+        }
     }
 }
 
@@ -138,16 +149,50 @@ impl fmt::Debug for Call {
 
 /// As [`call`], for gateways: an error becomes its page, and the log learns its causes with the request id.
 pub async fn answer<A: Application>(application: A, environ: Environ) -> Response {
-    let mut call = Call::new(application, environ);
-    match (call.response().await, call.request) {
-        (Ok(response), _) => response,
-        (Err(error), request) => {
-            let request = request.unwrap_or_else(|| Environ::new(Variables::new()));
-            log_failure(&request.errors(), request.request_id(), "answered with an error page", &error);
-            let mut page = error_page(error.status(), request.request_id(), request.method() == b"HEAD");
-            page.body.request = Some(request);
-            page
-        }
+    let mut answer = Answer::new(application, environ);
+    poll_fn(|cx| answer.poll(cx)).await
+}
+
+/// What [`answer`] waits for, for gateways that hold many.
+#[derive(Debug)]
+pub struct Answer {
+    step: Step,
+}
+
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all are calls, and a box would cost each of them an allocation")]
+enum Step {
+    Calling(Call),
+    /// Boxed, since few are.
+    Ready(Option<Box<Response>>),
+}
+
+impl Answer {
+    /// Prepares the call. Nothing happens before it is polled.
+    pub fn new<A: Application>(application: A, environ: Environ) -> Self {
+        Self { step: Step::Calling(Call::new(application, environ)) }
+    }
+
+    /// One that is ready: the page for a request that no application sees.
+    pub fn of(page: Response) -> Self {
+        Self { step: Step::Ready(Some(Box::new(page))) }
+    }
+
+    /// The response, once; pending ever after. Dropping this before drops what the application awaits.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Response> {
+        let call = match &mut self.step {
+            Step::Calling(call) => call,
+            Step::Ready(page) => return page.take().map_or(Poll::Pending, |page| Poll::Ready(*page)),
+        };
+        let error = match ready!(call.poll_response(cx)) {
+            Ok(response) => return Poll::Ready(response),
+            Err(error) => error,
+        };
+        let request = call.request.take().unwrap_or_else(|| Environ::new(Variables::new()));
+        log_failure(&request.errors(), request.request_id(), "answered with an error page", &error);
+        let mut page = error_page(error.status(), request.request_id(), request.method() == b"HEAD");
+        page.body.request = Some(request);
+        Poll::Ready(page)
     }
 }
 
@@ -459,10 +504,6 @@ impl Running {
         if let State::Iterating(body) = &mut self.state {
             self.state = State::Ended(std::mem::take(body));
         }
-    }
-
-    fn over() -> Self {
-        Self { state: State::Over, announcement: Arc::default(), held: None }
     }
 
     async fn close(&mut self) {

@@ -274,7 +274,11 @@ impl<N: AsRef<[u8]>, V: AsRef<[u8]>> FromIterator<(N, V)> for Headers {
 
 impl<N: AsRef<[u8]>, V: AsRef<[u8]>, const COUNT: usize> From<[(N, V); COUNT]> for Headers {
     fn from(fields: [(N, V); COUNT]) -> Self {
-        fields.into_iter().collect()
+        let len: usize = fields.iter().map(|(name, value)| name.as_ref().len() + value.as_ref().len()).sum();
+        // With room for the Content-Length that the driver may add.
+        let mut pairs = Pairs::with_capacity(COUNT + 1, len + 24);
+        pairs.extend(fields);
+        Self { fields: pairs }
     }
 }
 

@@ -328,10 +328,12 @@ impl Announcement {
     }
 
     pub(super) fn take_written(&self) -> Option<Bytes> {
-        if !self.has_written.swap(false, Ordering::AcqRel) {
+        // Mostly there is nothing, and to look costs less than to exchange.
+        if !self.has_written.load(Ordering::Acquire) {
             return None;
         }
         let mut state = self.state();
+        self.has_written.store(false, Ordering::Relaxed);
         let written = state.written.take();
         if written.is_some() {
             state.commit();

@@ -1,17 +1,17 @@
 //! One connection from a web server: reads requests, polls their applications, writes their answers.
 //!
 //! All of that is one future. It reads what is there, turns it into events, lets each request go on as far as it can, and
-//! writes what came of it, so that a small request is one read and one write. A request is a boxed future in a list, no task.
+//! writes what came of it, so that a small request is one read and one write. A request is a call in a list, no task.
 
 use std::fmt::Display;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use tokio::time::{Instant, Sleep};
 use tokio_util::io::{poll_read_buf, poll_write_buf};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -19,14 +19,14 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use super::exchange::{self, Exchange, StreamSource};
 use super::unread::Unread;
 use super::{Gateway, Place, is_gone, next_connection};
-use crate::application::driver::{self, Response, ResponseBody};
+use crate::application::driver::{self, Answer, Response, ResponseBody};
 use crate::application::{Application, Cancellation, Environ, Error, Errors, Frame, Input, Peer, Server, Variables};
 use crate::gateway::listener::{Closed, Transport};
 use crate::protocol::Pairs;
 use crate::protocol::cgi::{encode_head, encode_head_status_last};
 use crate::protocol::fastcgi::application_end::{Event, RejectError};
 use crate::protocol::fastcgi::name_value::NameValueError;
-use crate::protocol::fastcgi::{ApplicationEnd, ProtocolError, ProtocolStatus, RecordType, RequestId, Role};
+use crate::protocol::fastcgi::{ApplicationEnd, Output, ProtocolError, ProtocolStatus, RecordType, RequestId, Role};
 
 /// Room for reading, in bytes: at first, which is all that an idle connection keeps, and while much arrives.
 const READ_BUFFER: (usize, usize) = (8 * 1024, 64 * 1024);
@@ -86,7 +86,10 @@ pub(super) struct Connection<S, A> {
     read_room: usize,
     waiting: Waiting,
     timer: Option<Pin<Box<Sleep>>>,
-    stop: Pin<Box<WaitForCancellationFutureOwned>>,
+    stop: CancellationToken,
+    stopped: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Who is woken by `stopped`.
+    told_to_wake: Option<Waker>,
     /// Once it has been told to stop: until when it has to be over.
     stops_until: Option<Instant>,
     /// For heads and error messages, so that no request needs a buffer of its own for them.
@@ -121,7 +124,7 @@ struct Request {
 }
 
 enum State {
-    Calling(Pin<Box<dyn Future<Output = Response> + Send>>),
+    Calling(Answer),
     Sending(ResponseBody),
     /// Given up: only the body's close is waited for, until then.
     Closing(ResponseBody, Instant),
@@ -162,7 +165,9 @@ impl<S: Transport, A: Application> Connection<S, A> {
             read_room: READ_BUFFER.0,
             waiting: Waiting::FirstByte(Instant::now()),
             timer: None,
-            stop: Box::pin(stop.cancelled_owned()),
+            stopped: Box::pin(stop.clone().cancelled_owned()),
+            stop,
+            told_to_wake: None,
             stops_until: None,
             scratch: BytesMut::new(),
             errors: Vec::new(),
@@ -212,9 +217,10 @@ impl<S: Transport, A: Application> Connection<S, A> {
                 }
                 continue;
             }
-            progress |= match self.poll_read(cx) {
-                Poll::Ready(read) => read?,
-                Poll::Pending => false,
+            progress = match self.poll_read(cx) {
+                Poll::Ready(read) => progress | read?,
+                // With all done and written, only more input brings more to do: there is no need to look again.
+                Poll::Pending => progress && !self.is_at_rest(),
             };
             if !progress {
                 match self.poll_limits(cx)? {
@@ -309,10 +315,10 @@ impl<S: Transport, A: Application> Connection<S, A> {
         if role == Role::Filter {
             environ = environ.with_data(stream(exchange::Stream::Data, lengths.data));
         }
-        let call = driver::answer(self.gateway.application.clone(), environ);
+        let answer = Answer::new(self.gateway.application.clone(), environ);
         self.requests.push(Request {
             id,
-            state: State::Calling(Box::pin(call)),
+            state: State::Calling(answer),
             exchange,
             cancellation,
             last_stream: last_stream(role),
@@ -396,7 +402,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
         }
         self.requests.push(Request {
             id,
-            state: State::Calling(Box::pin(std::future::ready(page))),
+            state: State::Calling(Answer::of(page)),
             exchange,
             cancellation: Cancellation::default(),
             last_stream: last_stream(role),
@@ -451,8 +457,8 @@ impl<S: Transport, A: Application> Connection<S, A> {
             }
             let request = &mut self.requests[index];
             match &mut request.state {
-                State::Calling(call) => {
-                    let Poll::Ready(Response { head, mut body }) = call.as_mut().poll(cx) else { break };
+                State::Calling(answer) => {
+                    let Poll::Ready(Response { head, mut body }) = answer.poll(cx) else { break };
                     progress = true;
                     self.scratch.clear();
                     let id = request.id;
@@ -595,7 +601,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<bool, ConnectionError> {
         let mut progress = false;
         while !self.end.output().is_empty() {
-            match poll_write_buf(Pin::new(&mut self.stream), cx, self.end.output()) {
+            match poll_write(&mut self.stream, cx, self.end.output()) {
                 Poll::Ready(Ok(0)) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
                 Poll::Ready(Ok(_)) => progress = true,
                 Poll::Ready(Err(error)) if is_gone(&error) => {
@@ -683,7 +689,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
         self.runnable = true;
         // Nobody reads it.
         let waiting = self.end.output().len();
-        bytes::Buf::advance(self.end.output(), waiting);
+        self.end.output().advance(waiting);
         self.poll_requests(cx);
         if self.requests.is_empty() {
             return Poll::Ready(());
@@ -714,10 +720,19 @@ impl<S: Transport, A: Application> Connection<S, A> {
         }
     }
 
+    /// Whether the server stops. Asked at every wake-up, so the waker is handed over only when it is another one.
+    fn poll_stopped(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.told_to_wake.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            return self.stop.is_cancelled();
+        }
+        self.told_to_wake = Some(cx.waker().clone());
+        self.stopped.as_mut().poll(cx).is_ready()
+    }
+
     /// Nothing can go on for now: sets the timer, or finds that a limit is over.
     fn poll_limits(&mut self, cx: &mut Context<'_>) -> Result<Limits, ConnectionError> {
         let now = Instant::now();
-        if self.stops_until.is_none() && self.stop.as_mut().poll(cx).is_ready() {
+        if self.stops_until.is_none() && self.poll_stopped(cx) {
             self.stops_until = Some(now + self.gateway.config.shutdown_timeout);
         }
         if self.stops_until.is_some_and(|until| now >= until) {
@@ -869,6 +884,11 @@ impl<S: Transport, A: Application> Connection<S, A> {
             && (!self.end.keeps_connection() || self.input_ended)
     }
 
+    /// Whether there is nothing to go on with: nothing received, no request, nothing to write.
+    fn is_at_rest(&mut self) -> bool {
+        self.requests.is_empty() && self.end.receive_buffer().is_empty() && self.end.output().is_empty()
+    }
+
     fn find(&self, id: RequestId) -> Option<usize> {
         // One that was given up keeps its place until it is closed, but its id may be in use again.
         self.requests.iter().position(|request| request.id == id && !request.state.is_given_up())
@@ -915,6 +935,17 @@ impl State {
     fn is_given_up(&self) -> bool {
         matches!(self, Self::Closing(..) | Self::Over)
     }
+}
+
+/// One write of as much as there is.
+fn poll_write<S: Transport>(stream: &mut S, cx: &mut Context<'_>, output: &mut Output) -> Poll<io::Result<usize>> {
+    if output.chunk().len() < output.len() {
+        return poll_write_buf(Pin::new(stream), cx, output);
+    }
+    // The usual case, for which a vectored write costs the system more.
+    let written = ready!(Pin::new(stream).poll_write(cx, output.chunk()))?;
+    output.advance(written);
+    Poll::Ready(Ok(written))
 }
 
 /// Splits SCRIPT_NAME and PATH_INFO anew, at the place where the application is mounted.
