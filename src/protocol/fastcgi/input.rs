@@ -108,5 +108,6 @@ impl Input {
     }
 }
 
-/// From how many bytes on content shares the buffer that it arrived in. Less is copied, as it would keep all of it.
-const SHARE_FROM: usize = 2 * 1024;
+/// From how many bytes on content shares the buffer that it arrived in. Less is copied: it would keep all of that buffer, and up
+/// to here the copy costs no more than the sharing.
+const SHARE_FROM: usize = 512;
