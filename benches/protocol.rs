@@ -43,7 +43,7 @@ fn records(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The same records as a request's body, as the application's end of a connection makes them into events: from 2 KiB on the content shares the
+/// The same records as a request's body, as the application's end of a connection makes them into events: from 512 bytes on the content shares the
 /// buffer, below that it is copied. The buffer is filled outside of what is measured, as a socket would.
 fn stdin(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("stdin");
