@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::pin::pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -20,7 +20,6 @@ use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
-use tokio::task::coop;
 
 use crate::application::driver::{self, Response, ResponseBody};
 use crate::application::{
@@ -372,18 +371,10 @@ enum Descriptor {
     /// Regular files and /dev/null are always ready.
     Plain(OwnedFd),
     /// Sockets have a flag for each call.
-    Socket(Waited),
+    Socket(AsyncFd<OwnedFd>),
     /// Pipes and terminals are waited for. A read of one that is ready gives what is there; a write of no more than PIPE_BUF bytes to one that is
     /// ready fits.
-    Stream(Waited),
-}
-
-/// A descriptor that is registered with the runtime when it first has to be waited for. Most scripts never wait, and for them
-/// that would be a good part of all their system calls.
-struct Waited {
-    descriptor: Arc<OwnedFd>,
-    interest: Interest,
-    registered: OnceLock<AsyncFd<Arc<OwnedFd>>>,
+    Stream(AsyncFd<OwnedFd>),
 }
 
 /// How often it is looked whether the web server still reads.
@@ -396,10 +387,10 @@ impl Descriptor {
     fn new(descriptor: OwnedFd, interest: Interest) -> io::Result<Self> {
         let kind = FileType::from_raw_mode(rustix::fs::fstat(&descriptor)?.st_mode);
         Ok(match kind {
-            FileType::Socket => Self::Socket(Waited::new(descriptor, interest)),
-            FileType::Fifo => Self::Stream(Waited::new(descriptor, interest)),
+            FileType::Socket => Self::Socket(register(descriptor, interest)?),
+            FileType::Fifo => Self::Stream(register(descriptor, interest)?),
             FileType::CharacterDevice if rustix::termios::isatty(&descriptor) => {
-                Self::Stream(Waited::new(descriptor, interest))
+                Self::Stream(register(descriptor, interest)?)
             }
             _ => Self::Plain(descriptor),
         })
@@ -408,9 +399,7 @@ impl Descriptor {
     /// Ready when nobody can read any more what is written. Looked at now and then, because a pipe that is writable tells
     /// of nothing else.
     async fn reader_gone(&self) {
-        let (Self::Socket(Waited { descriptor, .. }) | Self::Stream(Waited { descriptor, .. })) = self else {
-            return std::future::pending().await;
-        };
+        let (Self::Socket(descriptor) | Self::Stream(descriptor)) = self else { return std::future::pending().await };
         loop {
             tokio::time::sleep(READER_CHECK_INTERVAL).await;
             if is_ready(descriptor.as_fd(), PollFlags::empty()) {
@@ -422,72 +411,49 @@ impl Descriptor {
     fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         match self {
             Self::Plain(descriptor) => Poll::Ready(retried(|| rustix::io::read(descriptor, &mut *buf))),
-            Self::Socket(socket) => socket.poll_io(cx, |socket| {
-                retried(|| rustix::net::recv(socket, &mut *buf, RecvFlags::DONTWAIT).map(|(len, _)| len))
-            }),
-            Self::Stream(stream) => stream.poll_io(cx, |stream| match is_ready(stream.as_fd(), PollFlags::IN) {
-                true => retried(|| rustix::io::read(stream, &mut *buf)),
-                false => Err(io::ErrorKind::WouldBlock.into()),
-            }),
+            Self::Socket(socket) => loop {
+                let mut ready = ready!(socket.poll_read_ready(cx))?;
+                let received = ready
+                    .try_io(|fd| retried(|| rustix::net::recv(fd, &mut *buf, RecvFlags::DONTWAIT).map(|(len, _)| len)));
+                if let Ok(received) = received {
+                    return Poll::Ready(received);
+                }
+            },
+            Self::Stream(stream) => loop {
+                let mut ready = ready!(stream.poll_read_ready(cx))?;
+                if is_ready(stream.as_fd(), PollFlags::IN) {
+                    return Poll::Ready(retried(|| rustix::io::read(stream, &mut *buf)));
+                }
+                ready.clear_ready();
+            },
         }
     }
 
     fn poll_write(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Self::Plain(descriptor) => Poll::Ready(retried(|| rustix::io::write(descriptor, buf))),
-            Self::Socket(socket) => socket.poll_io(cx, |socket| {
-                retried(|| rustix::net::send(socket, buf, SendFlags::DONTWAIT | SendFlags::NOSIGNAL))
-            }),
-            Self::Stream(stream) => stream.poll_io(cx, |stream| match is_ready(stream.as_fd(), PollFlags::OUT) {
-                true => retried(|| rustix::io::write(stream, &buf[..buf.len().min(PIPE_BUF)])),
-                false => Err(io::ErrorKind::WouldBlock.into()),
-            }),
+            Self::Socket(socket) => loop {
+                let mut ready = ready!(socket.poll_write_ready(cx))?;
+                let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+                if let Ok(sent) = ready.try_io(|fd| retried(|| rustix::net::send(fd, buf, flags))) {
+                    return Poll::Ready(sent);
+                }
+            },
+            Self::Stream(stream) => loop {
+                let mut ready = ready!(stream.poll_write_ready(cx))?;
+                if is_ready(stream.as_fd(), PollFlags::OUT) {
+                    return Poll::Ready(retried(|| rustix::io::write(stream, &buf[..buf.len().min(PIPE_BUF)])));
+                }
+                ready.clear_ready();
+            },
         }
     }
 }
 
-impl Waited {
-    fn new(descriptor: OwnedFd, interest: Interest) -> Self {
-        Self { descriptor: Arc::new(descriptor), interest, registered: OnceLock::new() }
-    }
-
-    /// Attempts, and waits where that would block.
-    fn poll_io(
-        &self,
-        cx: &mut Context<'_>,
-        mut attempt: impl FnMut(&OwnedFd) -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
-        if self.registered.get().is_none() {
-            // As what is registered does: a descriptor that is always ready must not keep the signals from being looked at.
-            let budget = ready!(coop::poll_proceed(cx));
-            let attempted = attempt(&self.descriptor);
-            if !matches!(&attempted, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
-                budget.made_progress();
-                return Poll::Ready(attempted);
-            }
-        }
-        let registered = self.registered()?;
-        loop {
-            let mut ready = ready!(match self.interest.is_readable() {
-                true => registered.poll_read_ready(cx),
-                false => registered.poll_write_ready(cx),
-            })?;
-            if let Ok(attempted) = ready.try_io(|registered| attempt(registered.get_ref())) {
-                return Poll::Ready(attempted);
-            }
-        }
-    }
-
-    #[expect(unsafe_code, reason = "tokio has no safe way for a descriptor that is not one of its own kinds")]
-    fn registered(&self) -> io::Result<&AsyncFd<Arc<OwnedFd>>> {
-        if let Some(registered) = self.registered.get() {
-            return Ok(registered);
-        }
-        let descriptor = self.descriptor.clone();
-        // SAFETY: an `OwnedFd` is one open descriptor, always the same, until it is dropped, and the `AsyncFd` shares it until then.
-        let registered = unsafe { AsyncFd::register_with_interest(descriptor, self.interest) }?;
-        Ok(self.registered.get_or_init(|| registered))
-    }
+#[expect(unsafe_code, reason = "tokio has no safe way for a descriptor that is not one of its own kinds")]
+fn register(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is one open descriptor, always the same, until it is dropped; the `AsyncFd` owns it until then.
+    Ok(unsafe { AsyncFd::register_with_interest(descriptor, interest) }?)
 }
 
 /// Whether a call would not block at this moment; true too when it would fail.
