@@ -562,8 +562,9 @@ impl ApplicationEnd {
 
     /// Cuts the answer: the web server gets no END_REQUEST and so can see that it is not complete.
     ///
-    /// When no other request is left, an UNKNOWN_TYPE that nobody asked for is the last record: see the code for why. The connection takes no further request, since the id is still taken at the other end; it is to be closed once
-    /// the other requests are done. Does nothing when the request is not active.
+    /// When no other request is left, an UNKNOWN_TYPE that nobody asked for is the last record, by which nginx notices too.
+    /// The connection takes no further request, since the id is still taken at the other end; it is to be closed once the
+    /// other requests are done. Does nothing when the request is not active.
     pub fn forget_request(&mut self, id: RequestId) {
         if let Some(index) = self.find(id) {
             self.requests.swap_remove(index);
