@@ -1,0 +1,1 @@
+//! CGI programs as applications: the script host.

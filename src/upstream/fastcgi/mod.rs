@@ -1,0 +1,1 @@
+//! FastCGI servers as applications.

@@ -1,0 +1,9 @@
+//! Floor 2: applications that live somewhere else.
+//!
+//! An upstream is an [`Application`](crate::application::Application) like any other, so that it runs behind every gateway and
+//! within any middleware, neither of which it knows. Each has a folder of its own; what two of them need stands beside them here.
+
+#[cfg(feature = "upstream-cgi")]
+pub mod cgi;
+#[cfg(feature = "upstream-fastcgi")]
+pub mod fastcgi;
