@@ -13,6 +13,7 @@ mod body;
 mod error;
 mod class;
 mod blocking;
+mod local_redirect;
 pub mod driver;
 #[cfg(any(feature = "http", feature = "tower"))]
 pub(crate) mod message;
@@ -30,4 +31,5 @@ pub use errors::{Errors, Log};
 pub(crate) use head::is_hop_by_hop;
 pub use head::{Head, HeadError, Headers, Status};
 pub use input::{BlockingInput, Input, InputError, Lines, Source};
+pub use local_redirect::LocalRedirects;
 pub use start_response::{Event, StartError, StartResponse, Write, WriteError};
