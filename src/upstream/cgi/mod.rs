@@ -3,3 +3,5 @@
 pub mod process;
 pub mod spawn;
 pub mod watcher;
+mod nph;
+mod queue;
