@@ -1,5 +1,11 @@
 //! CGI programs as applications: the script host.
 
+mod config;
+pub mod failure;
+pub mod script;
+pub mod environment;
 pub mod process;
 pub mod spawn;
 pub mod watcher;
+
+pub use config::{Config, ConfigError, RequestBody};
