@@ -1,1 +1,15 @@
 //! CGI programs as applications: the script host.
+
+mod config;
+pub mod failure;
+pub mod script;
+pub mod environment;
+mod queue;
+pub mod process;
+pub mod spawn;
+pub mod watcher;
+mod exchange;
+mod nph;
+mod stderr;
+
+pub use config::{Config, ConfigError, RequestBody};
