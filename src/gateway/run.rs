@@ -94,8 +94,8 @@ pub fn run_with<A: Application>(application: A, options: Options) -> ExitCode {
 /// script. [`Endpoint::Inherited`] is descriptor 0 where that is a listening socket, else all sockets of LISTEN_FDS, whatever their
 /// names. Neither the arguments nor [`ADDRESS`] nor [`SCRIPT_NAME`] are read.
 ///
-/// `listening` is called once all sockets listen, with the addresses that they have, port numbers chosen by the system among them. It
-/// runs within the tokio runtime, so that it may spawn. Nothing calls it for a CGI script.
+/// `tell` is told when there is something to say to whoever started the process. It runs within the tokio runtime, so that it may
+/// spawn. A CGI script has nothing to say.
 ///
 /// # Errors
 ///
@@ -104,7 +104,7 @@ pub fn run_at<A: Application>(
     addresses: &[Address],
     application: A,
     options: Options,
-    listening: impl FnOnce(&[Address]),
+    tell: impl Fn(Event<'_>) + Send + 'static,
 ) -> Result<(), RunError> {
     if let [Address::CgiProcess] = addresses {
         #[cfg(feature = "cgi")]
@@ -143,8 +143,18 @@ pub fn run_at<A: Application>(
             }
             options = options.beside_other_processes();
         }
-        serve_all(listeners, application, options, Some(listening)).await
+        serve_all(listeners, application, options, tell).await
     })
+}
+
+/// What happens while [`run_at`] serves.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// All sockets listen; these are their addresses, with port numbers where the system chose them.
+    Listening(&'a [Address]),
+    /// A first signal came. The running requests are finished; another signal would end the process at once.
+    Stopping,
 }
 
 /// How this process was started.
@@ -232,7 +242,7 @@ impl Start {
                 for (gateway, socket, number) in sockets {
                     listeners.push((gateway, Listener::from_descriptor(socket, number)?));
                 }
-                serve_all(listeners, application, options.beside_other_processes(), None::<fn(&[Address])>).await
+                serve_all(listeners, application, options.beside_other_processes(), |_| {}).await
             }),
             Self::Addresses(addresses) => runtime(options.threads)?.block_on(async {
                 let mut listeners = Vec::new();
@@ -240,7 +250,7 @@ impl Start {
                     let listener = Listener::bind(&endpoint, &options.listen).await?;
                     listeners.push((gateway, listener));
                 }
-                serve_all(listeners, application, options, Some(announce)).await
+                serve_all(listeners, application, options, announce).await
             }),
             Self::Bare => runtime(options.threads)?.block_on(async {
                 let loopback = |port| Endpoint::Tcp { host: "127.0.0.1".into(), port };
@@ -248,7 +258,7 @@ impl Start {
                     Ok(listener) => listener,
                     Err(_) => Listener::bind(&loopback(0), &options.listen).await?,
                 };
-                serve_all(vec![(Gateway::Http, listener)], application, options, Some(announce)).await
+                serve_all(vec![(Gateway::Http, listener)], application, options, announce).await
             }),
             Self::Help => Ok(()),
         }
@@ -329,13 +339,12 @@ fn not_listened_on(text: &str) -> RunError {
     ))
 }
 
-/// Serves several listeners with one application until the signal comes and all are done. Whoever is told of the addresses is told of
-/// the end, too.
+/// Serves several listeners with one application until the signal comes and all are done.
 async fn serve_all<A: Application>(
     listeners: Vec<(Gateway, Listener)>,
     application: A,
     options: Options,
-    listening: Option<impl FnOnce(&[Address])>,
+    tell: impl Fn(Event<'_>) + Send + 'static,
 ) -> Result<(), RunError> {
     log_to_stderr();
     #[cfg(feature = "fastcgi")]
@@ -347,20 +356,15 @@ async fn serve_all<A: Application>(
     let signalled = stop.clone();
     // Before anybody is told that this process serves: whoever knows may stop it.
     let mut signals = StopSignals::new();
-    let announced = listening.is_some();
-    if let Some(listening) = listening {
-        let addresses = listeners.iter().map(|(gateway, listener)| match gateway {
-            Gateway::FastCgi => Address::FastCgi(listener.endpoint()),
-            Gateway::Http => Address::Http(listener.endpoint()),
-        });
-        listening(&addresses.collect::<Vec<_>>());
-    }
+    let addresses = listeners.iter().map(|(gateway, listener)| match gateway {
+        Gateway::FastCgi => Address::FastCgi(listener.endpoint()),
+        Gateway::Http => Address::Http(listener.endpoint()),
+    });
+    tell(Event::Listening(&addresses.collect::<Vec<_>>()));
     tokio::spawn(async move {
         signals.next().await;
         signalled.cancel();
-        if announced {
-            say("stopping when the running requests are finished; another signal ends them");
-        }
+        tell(Event::Stopping);
         // Whoever asks twice does not want to wait for anything.
         std::process::exit(128 + signals.next().await);
     });
@@ -481,9 +485,10 @@ fn take_descriptor(number: i32) -> Option<OwnedFd> {
     Some(descriptor)
 }
 
-fn announce(addresses: &[Address]) {
-    for address in addresses {
-        say(format_args!("listening on {address}"));
+fn announce(event: Event<'_>) {
+    match event {
+        Event::Listening(addresses) => addresses.iter().for_each(|address| say(format_args!("listening on {address}"))),
+        Event::Stopping => say("stopping when the running requests are finished; another signal ends them"),
     }
 }
 
