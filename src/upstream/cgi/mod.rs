@@ -1,6 +1,7 @@
 //! CGI programs as applications: the script host.
 
 mod config;
+mod host;
 pub mod failure;
 pub mod script;
 pub mod environment;
@@ -13,3 +14,4 @@ mod nph;
 mod stderr;
 
 pub use config::{Config, ConfigError, RequestBody};
+pub use host::Host;

@@ -60,14 +60,6 @@ impl HeadReader {
             }
         }
     }
-
-    /// The error when the output ended before its head was complete. `buffer` is what came of it.
-    pub(super) fn ended(&self, buffer: &[u8]) -> HeadError {
-        match &self.decoder {
-            Some((decoder, _)) => decoder.ended(buffer),
-            None => ResponseHeadDecoder::new(self.limits).ended(buffer),
-        }
-    }
 }
 
 /// The fields that are for the client: all but those that speak of one connection, and those that `Connection` names

@@ -120,7 +120,7 @@ impl Stderr {
 }
 
 /// A script's text, with what would steer a terminal or make up a line of the log escaped.
-fn harmless(line: &[u8]) -> String {
+pub(super) fn harmless(line: &[u8]) -> String {
     let mut text = String::with_capacity(line.len());
     for character in String::from_utf8_lossy(line).chars() {
         match character {
