@@ -15,8 +15,12 @@ pub struct Redirects {
     /// How often one request is run again; one time more is 508 (Loop Detected). Default: 10.
     pub max: usize,
     /// Where the whole application is mounted, as the decoded path without a slash at its end: it is the SCRIPT_NAME of the request that is run
-    /// again, and the client is sent to what is not below it. Default: the SCRIPT_NAME that the request came with, which is
-    /// right where SCRIPT_NAME says where this application is, and not which of its scripts the web server has found.
+    /// again, and the client is sent to what is not below it. Default: the SCRIPT_NAME that the request came with.
+    ///
+    /// That default is right where SCRIPT_NAME says where this application is, and not where it says which script the web
+    /// server has found, as nginx's stock parameters do. With a mount named (empty for the root), a request that came with another SCRIPT_NAME is
+    /// taken for one of those: SCRIPT_FILENAME is then moved with the path, within the part of the site that the two names have shown to be one
+    /// folder, and the client is sent to the rest, which only the web server knows.
     pub mount: Option<Vec<u8>>,
 }
 
@@ -124,6 +128,20 @@ impl<A> LocalRedirect<A> {
         let Some(path_info) = path.strip_prefix(mount).filter(|rest| rest.is_empty() || rest.starts_with(b"/")) else {
             return Ok(None);
         };
+        let script_filename = original.get("SCRIPT_FILENAME").filter(|filename| !filename.is_empty());
+        let mut moved = None;
+        let (script_name, path_info) = if mount == original.script_name() || original.script_name().is_empty() {
+            (mount, path_info)
+        } else {
+            // As the web server would have asked for it: the host of the scripts splits the path.
+            if let Some(filename) = script_filename {
+                moved = relocate(filename, original.script_name(), &path);
+                if moved.is_none() {
+                    return Ok(None);
+                }
+            }
+            (&path[..], &b""[..])
+        };
         let mut again = original.without_input();
         for name in OF_THE_OLD_PATH {
             again.variables_mut().remove(name);
@@ -133,7 +151,7 @@ impl<A> LocalRedirect<A> {
         let set = [
             ("REQUEST_METHOD", method),
             ("REQUEST_URI", target),
-            ("SCRIPT_NAME", mount),
+            ("SCRIPT_NAME", script_name),
             ("PATH_INFO", path_info),
             ("QUERY_STRING", query),
             ("REDIRECT_URL", &redirect_url),
@@ -144,7 +162,30 @@ impl<A> LocalRedirect<A> {
             // A path with `%00` in it fits in no variable.
             again.set(name, value).map_err(|_: VariableError| refused())?;
         }
+        if let Some(filename) = moved {
+            again.set("SCRIPT_FILENAME", filename).map_err(|_: VariableError| refused())?;
+        }
         Ok(Some(again))
+    }
+}
+
+/// The file for another path, where a web server has said that `script_filename` is the file for `script_name`: the two end alike, so that the
+/// folders before that end are one. The nearest folder that the other path lies in counts; the site's own root only for a script that
+/// lies there, since the site is more than the scripts.
+fn relocate(script_filename: &[u8], script_name: &[u8], path: &[u8]) -> Option<Vec<u8>> {
+    let mut common = 0;
+    loop {
+        let end = script_name.len() - common;
+        let start = script_name[..end].iter().rposition(|byte| *byte == b'/')?;
+        if !script_filename.ends_with(&script_name[start..]) || (start == 0 && common > 0) {
+            return None;
+        }
+        common = script_name.len() - start;
+        if let Some(rest) = path.strip_prefix(&script_name[..start])
+            && rest.starts_with(b"/")
+        {
+            return Some([&script_filename[..script_filename.len() - common], rest].concat());
+        }
     }
 }
 
@@ -287,6 +328,36 @@ mod tests {
             (again.method(), again.script_name(), again.path_info()),
             (&b"HEAD"[..], &b""[..], &b"/cgi-bin/b"[..])
         );
+    }
+
+    #[test]
+    fn a_script_s_neighbours_lie_beside_its_file() {
+        for (filename, name, path, expected) in [
+            ("/usr/lib/cgi-bin/a", "/cgi-bin/a", "/cgi-bin/b/c", Some("/usr/lib/cgi-bin/b/c")),
+            ("/srv/scripts/a", "/cgi-bin/a", "/cgi-bin/b", Some("/srv/scripts/b")),
+            ("proxy:fcgi://h:1/srv/a", "/cgi/a", "/cgi/b", Some("proxy:fcgi://h:1/srv/b")),
+            ("/lib/cgi-bin/x/a", "/cgi-bin/x/a", "/cgi-bin/b", Some("/lib/cgi-bin/b")),
+            ("/srv/a", "/a", "/b", Some("/srv/b")),
+            ("/lib/cgi-bin/a", "/cgi-bin/a", "/other", None),
+            ("/lib/cgi-bin/a", "/cgi-bin/a", "/cgi-binary", None),
+            ("/usr/lib/git/gitweb", "/git", "/git/x", None),
+            ("/srv/xa", "/cgi/a", "/cgi/b", None),
+            ("/srv/a", "a", "/b", None),
+        ] {
+            let moved = relocate(filename.as_bytes(), name.as_bytes(), path.as_bytes());
+            assert_eq!(moved.as_deref(), expected.map(str::as_bytes), "{filename} {name} {path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn behind_a_web_server_that_finds_the_scripts_its_answer_is_made_for_the_new_path() {
+        let mut environ = request_to("/cgi-bin/b/x");
+        for (name, value) in [("PATH_INFO", ""), ("SCRIPT_NAME", "/cgi-bin/a"), ("SCRIPT_FILENAME", "/srv/cgi-bin/a")] {
+            environ.set(name, value).unwrap();
+        }
+        let (again, _) = last(Redirects { mount: Some(Vec::new()), ..Redirects::default() }, environ).await;
+        assert_eq!((again.script_name(), again.path_info()), (&b"/cgi-bin/b/x"[..], &b""[..]));
+        assert_eq!(again.text("SCRIPT_FILENAME").unwrap(), Some("/srv/cgi-bin/b/x"));
     }
 
     #[tokio::test]

@@ -134,7 +134,8 @@ mod tests {
         ] {
             assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
         }
-        let wrong = ["", "s", "1x", "1.5s", "-1s", "+1", " 1s", "1 s", "1s1m", "1s1s", "1m30", "99999999999999999999", "1S"];
+        let wrong =
+            ["", "s", "1x", "1.5s", "-1s", "+1", " 1s", "1 s", "1s1m", "1s1s", "1m30", "99999999999999999999", "1S"];
         for text in wrong.into_iter().chain(["18446744073709551615d"]) {
             let message = duration(text).expect_err(text);
             assert!(message.starts_with("expected a length of time") && message.ends_with(&format!("got \"{text}\"")));
@@ -186,7 +187,10 @@ mod tests {
 
     #[test]
     fn a_prefix_begins_with_a_slash() {
-        assert_eq!((prefix("/"), prefix("/app/"), prefix("/a/b")), (Ok("".into()), Ok("/app".into()), Ok("/a/b".into())));
+        assert_eq!(
+            (prefix("/"), prefix("/app/"), prefix("/a/b")),
+            (Ok("".into()), Ok("/app".into()), Ok("/a/b".into()))
+        );
         assert!(prefix("app").is_err() && prefix("").is_err() && prefix("/a?b").is_err());
     }
 }

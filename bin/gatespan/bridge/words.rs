@@ -67,7 +67,16 @@ mod tests {
     #[test]
     fn what_follows_the_target_is_never_read() {
         let own = "gatespan bridge cgi: cgi:/srv/x";
-        for foreign in ["", " /srv/script", " /srv/script --help", " --debug", " -s", " --", " -- --root /", " cgi:/bin/sh --env A=b"] {
+        for foreign in [
+            "",
+            " /srv/script",
+            " /srv/script --help",
+            " --debug",
+            " -s",
+            " --",
+            " -- --root /",
+            " cgi:/bin/sh --env A=b",
+        ] {
             assert_eq!(cut(&format!("{own}{foreign}")).as_deref(), Some(own), "{foreign}");
         }
     }
