@@ -2,9 +2,8 @@
 
 use std::fmt::Write as _;
 
-use gatespan::application::{AnyApplication, Class, Headers, class};
-use gatespan::bytes::Bytes;
-use gatespan::{Environ, Error, StartResponse};
+use gatespan::application::{AnyApplication, Headers};
+use gatespan::{Body, Environ, Error, StartResponse};
 use tokio_util::sync::CancellationToken;
 
 use crate::demo::DemoApplication;
@@ -21,7 +20,7 @@ pub(super) fn find(name: &str) -> Option<AnyApplication> {
     match name {
         "hello" => Some(AnyApplication::new(hello)),
         "environ" => Some(AnyApplication::new(environ)),
-        "echo" => Some(AnyApplication::new(class::<Echo>())),
+        "echo" => Some(AnyApplication::new(echo)),
         // Its event streams are cut when the time for stopping is over.
         "demo" => Some(AnyApplication::new(DemoApplication::new(CancellationToken::new()))),
         _ => None,
@@ -51,34 +50,12 @@ async fn environ(environ: Environ, start_response: StartResponse) -> Result<Stri
     Ok(page)
 }
 
-/// Gives each piece of the body back before it asks for the next.
-struct Echo {
-    start_response: Option<StartResponse>,
-    environ: Environ,
-}
-
-impl Class for Echo {
-    fn new(environ: Environ, start_response: StartResponse) -> Self {
-        Self { start_response: Some(start_response), environ }
+async fn echo(mut environ: Environ, start_response: StartResponse) -> Result<Body, Error> {
+    let kind = environ.get("CONTENT_TYPE").filter(|kind| !kind.is_empty());
+    let mut headers = Headers::from([("Content-Type", kind.unwrap_or(b"application/octet-stream"))]);
+    if let Some(length) = environ.meta().content_length()? {
+        headers.push("Content-Length", length.to_string());
     }
-
-    async fn next(&mut self) -> Option<Result<Bytes, Error>> {
-        if let Some(start_response) = self.start_response.take()
-            && let Err(error) = self.start(&start_response)
-        {
-            return Some(Err(error));
-        }
-        self.environ.input().chunk().await.map_err(Error::from).transpose()
-    }
-}
-
-impl Echo {
-    fn start(&self, start_response: &StartResponse) -> Result<(), Error> {
-        let kind = self.environ.get("CONTENT_TYPE").filter(|kind| !kind.is_empty());
-        let mut headers = Headers::from([("Content-Type", kind.unwrap_or(b"application/octet-stream"))]);
-        if let Some(length) = self.environ.meta().content_length()? {
-            headers.push("Content-Length", length.to_string());
-        }
-        start_response.start("200 OK", headers).map(drop)
-    }
+    start_response.start("200 OK", headers)?;
+    Ok(Body::stream(environ.take_input()))
 }
