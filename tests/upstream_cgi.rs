@@ -263,11 +263,12 @@ async fn a_script_killed_by_a_signal_is_cut_and_before_its_head_502() {
     let log = logged();
     let answer = ask(host.clone(), get("/body")).await;
     assert_eq!((answer.status, answer.body.as_str()), (200, "some"));
-    assert!(answer.cut.unwrap().contains("SIGSEGV"));
+    let cut = answer.cut.unwrap();
+    assert!(cut.contains("SEGV"), "{cut}");
     assert_eq!(log.lines().len(), 0, "the gateway logs it: {:?}", log.lines());
     let answer = ask(host, get("/head")).await;
     assert_eq!((answer.status, answer.cut), (502, None));
-    assert_eq!((log.lines().len(), log.with("SIGKILL").len()), (1, 1), "{:?}", log.lines());
+    assert_eq!((log.lines().len(), log.with("(KILL)").len()), (1, 1), "{:?}", log.lines());
 }
 
 #[tokio::test]
