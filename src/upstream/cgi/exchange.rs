@@ -6,7 +6,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
@@ -238,7 +238,7 @@ impl Drop for Exchange {
 
 /// Why a response was cut, for the one line that the server's log has about it.
 #[derive(Debug, thiserror::Error)]
-#[error("{script}: {failure}; {}", failure.mend())]
+#[error("{script}: {failure}. {}", failure.mend())]
 struct Cut {
     script: String,
     failure: Failure,
@@ -430,7 +430,7 @@ impl Running {
             return Poll::Ready(exit);
         }
         let Some(process) = &mut self.process else { return Poll::Pending };
-        let exit = match ready!(pin!(process.exited()).poll(cx)) {
+        let exit = match ready!(process.poll_exited(cx)) {
             Ok(exit) => exit,
             Err(error) => {
                 tracing::error!(
