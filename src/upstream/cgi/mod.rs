@@ -3,6 +3,7 @@
 mod config;
 pub mod failure;
 pub mod script;
+mod spelling;
 mod walk;
 pub mod environment;
 pub mod process;
