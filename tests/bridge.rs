@@ -355,6 +355,43 @@ fn the_systemd_units_start_it_at_the_first_connection() {
     assert_eq!(bridge.end(), Some(0));
 }
 
+/// The location that stands in for fcgiwrap's example, with the socket and the folder of this test.
+#[test]
+fn nginx_serves_cgi_programs_with_the_location_as_it_stands() {
+    let folder = Folder::of(&plain("echo \"$SCRIPT_NAME|$PATH_INFO|$QUERY_STRING\""));
+    folder.script("cgi-bin/from", "printf 'Location: /cgi-bin/script/x?y\\n\\n'");
+    let location = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/servers/nginx/cgi-bin.location");
+    let location =
+        fs::read_to_string(location).unwrap().replace("/usr/lib;", &format!("{};", folder.0.path().display()));
+    let location = location.replace("/run/gatespan.sock", &folder.text("a.sock"));
+    let user = if geteuid().is_root() { "user root;" } else { "" };
+    let nginx = format!(
+        "daemon off; {user} pid {dir}/pid; error_log stderr; events {{}}
+        http {{ access_log off; client_body_temp_path {dir}/b; fastcgi_temp_path {dir}/f; proxy_temp_path {dir}/p;
+        uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s; server {{ listen unix:{dir}/nginx.sock; {location} }} }}",
+        dir = folder.0.path().display()
+    );
+    fs::write(folder.path("nginx.conf"), nginx).unwrap();
+    let bridge = Bridge::start(&[&format!("fastcgi:{}", folder.text("a.sock")), &folder.to()]);
+    let mut command = Command::new("/usr/sbin/nginx");
+    command.arg("-c").arg(folder.path("nginx.conf")).args(["-e", "stderr"]).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("nginx is installed");
+    let log = Log::of(child.stderr.take().unwrap());
+    let mut nginx = Bridge { child, place: String::new(), log };
+    let mut get = |path: &str| {
+        let stream = wait_for(|| UnixStream::connect(folder.path("nginx.sock")).ok());
+        assert!(nginx.child.try_wait().unwrap().is_none(), "{:?}", nginx.log.lines());
+        ask(stream, &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"))
+    };
+    assert_eq!(body(&get("/cgi-bin/script/a%20b?c=d")), "/cgi-bin/script|/a b|c=d\n");
+    assert_eq!(body(&get("/cgi-bin/from")), "/cgi-bin/script|/x|y\n");
+    assert_eq!(status(&get("/cgi-bin/none")), 403);
+    assert_eq!(status(&get("/elsewhere")), 404);
+    nginx.signal(Signal::QUIT);
+    nginx.end();
+    bridge.stop();
+}
+
 // As a CGI script.
 
 fn as_script(folder: &Folder, first_line: &str, arguments: &[&str]) -> Output {
