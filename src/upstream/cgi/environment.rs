@@ -24,11 +24,13 @@ use super::failure::Failure;
 use super::script::Script;
 pub use super::steering::steers;
 use crate::application::Environ;
-use crate::application::message::SERVER_SOFTWARE;
 use crate::protocol::cgi::{Excerpt, is_environment_name, is_environment_value, is_forbidden, names};
 
 /// The longest variable that the kernel passes on, name, `=`, value and NUL together: `MAX_ARG_STRLEN`, 32 pages.
 pub const MAX_VARIABLE_LEN: usize = 128 << 10;
+
+/// SERVER_SOFTWARE where the request came without.
+const SERVER_SOFTWARE: &str = concat!("gatespan/", env!("CARGO_PKG_VERSION"));
 
 /// Where programs are looked for if this process has no PATH to say so.
 pub const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
