@@ -53,6 +53,12 @@ pub struct Config {
     pub read_timeout: Duration,
     /// How long a script may take in all. Default: no limit, since a large download may take hours and harm nobody.
     pub timeout: Option<Duration>,
+    /// How long a script may work on after its response has ended, having closed its output or been cut off at its Content-Length. It counts as
+    /// running all the while. Default: 60 seconds.
+    pub linger: Duration,
+    /// How long the output is read on after a script has ended while something that it started still holds the output. Then the
+    /// response ends. Default: 250 milliseconds.
+    pub leftover_grace: Duration,
     /// How long a script's process group has between TERM and KILL. Default: 5 seconds.
     pub kill_grace: Duration,
     /// Whether processes that a script leaves running are ended when it ends. Default: false, since scripts start services on purpose.
@@ -74,7 +80,8 @@ pub struct Config {
     /// Whether the query of a GET or HEAD request without `=` becomes arguments (RFC 3875 4.4). No word of it ever begins with a
     /// hyphen. Default: false, since programs have taken such words for options (CVE-2012-1823).
     pub isindex: bool,
-    /// Whether a script whose name begins with `nph-` speaks HTTP itself (RFC 3875 5). Default: true.
+    /// Whether output that begins with a status line is taken for that of an NPH script, which speaks HTTP itself (RFC 3875 5). The output
+    /// tells, not the script's name, since no other head can begin so. Default: true.
     pub nph: bool,
     /// Whether what scripts write to standard error also goes to the web server's log ([`Environ::errors`](crate::Environ::errors)). Default: false.
     pub stderr_to_web_server: bool,
@@ -108,6 +115,8 @@ impl Default for Config {
             head_timeout: Duration::from_secs(60),
             read_timeout: Duration::from_secs(60),
             timeout: None,
+            linger: Duration::from_secs(60),
+            leftover_grace: Duration::from_millis(250),
             kill_grace: Duration::from_secs(5),
             kill_leftovers: false,
             concurrent: 64,
