@@ -5,18 +5,14 @@
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use rustix::fs::Access;
 use rustix::io::Errno;
 
-use super::script::Script;
-use super::spawn::{SpawnError, Step};
+pub use super::diagnosis::{not_started, why_not_started};
 use crate::application::Error;
 use crate::protocol::cgi::{Excerpt, HeadError};
 
@@ -299,7 +295,7 @@ impl Failure {
             Self::BadPath { fault: PathFault::TooLong { .. } | PathFault::Nul, .. } => {
                 "Nothing to mend here: the client asked for what can't be.".into()
             }
-            Self::BadPath { variable: "PATH_INFO", .. } => {
+            Self::BadPath { variable: "PATH_INFO" | "REQUEST_URI", .. } => {
                 "Nothing to mend here, unless the address was meant: then link to the script by its plain path.".into()
             }
             Self::BadPath { variable, .. } => {
@@ -411,6 +407,12 @@ impl Failure {
             // RFC 9110 15.4.9: the method is kept, as 301 does not promise.
             Self::NoSlash { safe: false, .. } => 308,
             Self::BadPath { fault: PathFault::TooLong { .. }, .. } => 414,
+            // The web server's configuration, not the client.
+            Self::BadPath {
+                fault: PathFault::Relative,
+                variable: "SCRIPT_FILENAME" | "SCRIPT_NAME" | "DOCUMENT_ROOT",
+                ..
+            } => 403,
             Self::BadPath { .. } | Self::BadVariable { .. } | Self::BadContentLength { .. } => 400,
             Self::NotFound { named: false, .. } => 404,
             Self::NotFound { .. }
@@ -506,7 +508,7 @@ impl fmt::Display for Failure {
             ),
             Self::Writable { file, path, mode } if file == path => write!(
                 f,
-                "expected a script that only its owner and group can write to, got {} with mode {mode:04o}",
+                "expected a script or folder that only its owner and group can write to, got {} with mode {mode:04o}",
                 Shown(file)
             ),
             Self::Writable { file, path, mode } => write!(
@@ -636,94 +638,6 @@ impl fmt::Display for End {
     }
 }
 
-/// What went wrong at a step to a running script. For the last step, executing it, the reason is looked for on the disk: see [`why_not_started`].
-pub fn not_started(script: &Script, error: SpawnError) -> Failure {
-    match error.step {
-        Step::Exec => why_not_started(script, error.source),
-        Step::Directory => Failure::WrongFolder { folder: script.directory.clone(), error: error.source },
-        step => Failure::CannotStart { file: script.file.clone(), step: step.to_string().into(), error: error.source },
-    }
-}
-
-/// Finds out why the system did not execute a script that had been found: the interpreter named in its first line, its working
-/// directory, its rights. It looks at the disk, which is no work for requests that go well.
-pub fn why_not_started(script: &Script, error: io::Error) -> Failure {
-    let file = script.file.clone();
-    let program = Path::new(OsStr::from_bytes(script.program.as_bytes()));
-    match Errno::from_io_error(&error) {
-        Some(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::PERM | Errno::NOEXEC) => {}
-        _ => return Failure::CannotStart { file, step: "".into(), error },
-    }
-    if let Err(error) = fs::read_dir(&script.directory).map(drop)
-        && error.kind() != ErrorKind::PermissionDenied
-    {
-        return Failure::WrongFolder { folder: script.directory.clone(), error };
-    }
-    let mode = match fs::metadata(&file) {
-        Ok(metadata) => metadata.permissions().mode() & 0o7777,
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            return Failure::NotFound { looked: vec![file], named: true };
-        }
-        Err(error) => return Failure::Inaccessible { path: file, error },
-    };
-    // The interpreter for its ending.
-    if program != file {
-        return why_no_interpreter(file, program.to_owned(), false).unwrap_or_else(|file| Failure::CannotStart {
-            file,
-            step: "".into(),
-            error,
-        });
-    }
-    if mode & 0o111 == 0 || rustix::fs::access(&file, Access::EXEC_OK).is_err() {
-        return Failure::NotExecutable { file, mode };
-    }
-    // A program that may be executed and not read keeps its reason to itself.
-    let Ok(start) = first_bytes(&file) else { return Failure::CannotStart { file, step: "".into(), error } };
-    if let Some((interpreter, carriage_return)) = shebang(&start) {
-        return match why_no_interpreter(file, interpreter, carriage_return) {
-            Ok(failure) => failure,
-            // The interpreter is fine: then it is this user's rights to the file, or a chain of interpreters.
-            Err(file) if error.kind() == ErrorKind::PermissionDenied => Failure::NotExecutable { file, mode },
-            Err(file) => Failure::CannotStart { file, step: "".into(), error },
-        };
-    }
-    match Errno::from_io_error(&error) {
-        Some(Errno::NOEXEC) => Failure::NoInterpreter { file, start: Excerpt::new(&start) },
-        Some(Errno::NOENT) if start.starts_with(b"\x7fELF") => {
-            Failure::InterpreterMissing { file, interpreter: None, carriage_return: false }
-        }
-        Some(Errno::ACCESS | Errno::PERM) => Failure::NotExecutable { file, mode },
-        _ => Failure::CannotStart { file, step: "".into(), error },
-    }
-}
-
-/// What is wrong with an interpreter; the script's file back where nothing is.
-fn why_no_interpreter(file: PathBuf, interpreter: PathBuf, carriage_return: bool) -> Result<Failure, PathBuf> {
-    match fs::metadata(&interpreter) {
-        Ok(metadata) if metadata.is_file() && rustix::fs::access(&interpreter, Access::EXEC_OK).is_ok() => Err(file),
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            Ok(Failure::InterpreterMissing { file, interpreter: Some(interpreter), carriage_return })
-        }
-        _ => Ok(Failure::InterpreterDenied { file, interpreter }),
-    }
-}
-
-/// What the kernel looks at to tell how a file is executed.
-fn first_bytes(file: &Path) -> io::Result<Vec<u8>> {
-    const KERNEL_LOOKS_AT: u64 = 256;
-    let mut start = Vec::new();
-    File::open(file)?.take(KERNEL_LOOKS_AT).read_to_end(&mut start)?;
-    Ok(start)
-}
-
-/// The interpreter in a first line, read as the kernel reads it: up to a blank or the line's end, so that a carriage return is a part of
-/// its name. The second says whether there is one.
-fn shebang(start: &[u8]) -> Option<(PathBuf, bool)> {
-    let line = start.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
-    let name = line.split(|byte| matches!(byte, b' ' | b'\t' | 0)).find(|word| !word.is_empty())?;
-    Some((OsStr::from_bytes(name).into(), name.ends_with(b"\r")))
-}
-
 fn cannot_start_mend(error: &io::Error) -> &'static str {
     match Errno::from_io_error(error) {
         Some(Errno::TOOBIG) => {
@@ -810,4 +724,74 @@ fn list<T: AsRef<OsStr>>(f: &mut fmt::Formatter<'_>, all: &[T], between: &str) -
         write!(f, "{}{}", if place == 0 { "" } else { between }, Shown(one))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One of each kind, as far as no other test makes it.
+    fn all() -> Vec<Failure> {
+        let start = || Excerpt::new(b"Hello\n");
+        let second = Duration::from_secs(1);
+        let error = || io::Error::from_raw_os_error(libc::ENOSPC);
+        vec![
+            Failure::NoSlash { location: "/x/".into(), safe: true },
+            Failure::BadVariable { name: start(), fault: "which holds NUL" },
+            Failure::TooManyVariables { name: None, len: 5, limit: 4 },
+            Failure::BadContentLength { value: start() },
+            Failure::BodyTooLarge { limit: 4 },
+            Failure::Spool { folder: "/tmp".into(), error: error() },
+            Failure::Busy { limit: Busy::Queue, value: 4, waited: second },
+            Failure::Busy { limit: Busy::Wait, value: 4, waited: second },
+            Failure::Busy { limit: Busy::WaitForScript, value: 4, waited: second },
+            Failure::Busy { limit: Busy::Shutdown, value: 0, waited: second },
+            Failure::HeadTimeout { limit: second, start: start() },
+            Failure::ReadTimeout { limit: second, received: 7 },
+            Failure::Timeout { limit: second },
+            Failure::MalformedHead { error: HeadError::NoColon { line: start() }.into(), start: start() },
+            Failure::NoHead { end: End::Exit(0), start: start() },
+            Failure::NoHead { end: End::Exit(127), start: start() },
+            Failure::NoHead { end: End::Signal(libc::SIGSEGV), start: start() },
+            Failure::NoHead { end: End::Running, start: start() },
+            Failure::Signal { signal: libc::SIGKILL },
+            Failure::Signal { signal: 64 },
+            Failure::ExitCode { code: 3 },
+            Failure::Incomplete { expected: 5, received: 4 },
+            Failure::Output { error: error() },
+        ]
+    }
+
+    #[test]
+    fn each_failure_says_what_was_expected_what_mends_it_and_its_status() {
+        for failure in all() {
+            assert!(failure.cause().starts_with("expected "), "{failure}");
+            assert!(!failure.mend().is_empty() && !failure.mend().contains("  "), "{failure:?}");
+            assert_eq!(failure.location().is_some(), (300..400).contains(&failure.status()));
+            let status = failure.status();
+            if status >= 400 {
+                assert_eq!(failure.into_error().status(), status);
+            }
+        }
+        let causes: Vec<String> = all().iter().map(Failure::cause).collect();
+        for expected in [
+            "expected the script to end by itself, and signal 9 (KILL) ended it",
+            "expected a response head, got \"Hello\\n\", and then the script was ended by signal 11 (SEGV)",
+            "expected a response head within 1s, got \"Hello\\n\" so far",
+        ] {
+            assert!(causes.iter().any(|cause| cause == expected), "{causes:#?}");
+        }
+    }
+
+    #[test]
+    fn a_message_is_one_line_whatever_the_path() {
+        let failure =
+            Failure::NotFound { looked: vec![OsStr::from_bytes(b"/a\n\x1b[31m\xff\xc3\xa9").into()], named: false };
+        assert_eq!(failure.cause(), "expected a script, found none at /a\\n\\u{1b}[31m\\xffé");
+    }
+
+    #[test]
+    fn a_failure_is_small_enough_to_be_handed_on() {
+        assert!(size_of::<Failure>() <= 128, "{}", size_of::<Failure>());
+    }
 }

@@ -32,7 +32,8 @@ use percent_encoding::{percent_decode, percent_encode};
 
 use super::config::{Config, ConfigError};
 use super::failure::{Failure, PathFault};
-use super::walk::{Border, MAX_PATH_LEN, Place, Root, Unfit, Walk, check_folders, is_below, is_writable};
+use super::spelling::{Parts, Request, has_encoded_slash, path_translated, prefix, set, trim_slashes, without_proxy};
+use super::walk::{Border, MAX_PATH_LEN, Place, Root, Unfit, Walk, check_folders, is_writable};
 use crate::application::{Environ, PATH};
 use crate::protocol::cgi::{self, Excerpt};
 
@@ -127,12 +128,7 @@ impl Finder {
                 return Err(Failure::BadPath { variable, path: Excerpt::new(value), fault: PathFault::Nul });
             }
         }
-        let request = Request {
-            environ,
-            script_name: environ.script_name(),
-            path_info: own_path_info(environ),
-            document_root: set(environ, "DOCUMENT_ROOT"),
-        };
+        let request = Request::of(environ);
         if let Some(program) = &self.program {
             return self.one_program(program, &request);
         }
@@ -166,8 +162,9 @@ impl Finder {
         if is_writable(mode) {
             return Err(Failure::Writable { file: program.into(), path: program.into(), mode: mode & 0o7777 });
         }
-        let (script_name, path_info) = (request.script_name.to_vec(), request.path_info.to_vec());
-        Ok(self.script(request, program.into(), program.into(), script_name, path_info, None))
+        let shown = program.as_os_str().as_bytes().into();
+        let (script_name, path_info) = (request.script_name.into(), request.path_info.into());
+        Ok(self.script(request, program.into(), Split { shown, script_name, path_info, root: None }))
     }
 
     /// The file that the web server names.
@@ -259,14 +256,15 @@ impl Finder {
                     sent if !glued.is_empty() && Cow::from(percent_decode(sent)) == glued => glued,
                     sent => sent,
                 };
-                self.finish(request, &walk, mode, shown, script_name.to_vec(), path_info, None)
+                let (shown, script_name, path_info) = (shown.into(), script_name.into(), path_info.into());
+                self.finish(request, &walk, mode, Split { shown, script_name, path_info, root: None })
             }
             Place::Folder if walk.is_entering() => Err(walk.outside()),
             // The rest is in PATH_INFO: the web server looked for the script in another place than this one.
             Place::Folder => {
                 let script_name = script_name.strip_suffix(b"/").unwrap_or(script_name);
                 let has_slash = request.script_name.ends_with(b"/");
-                self.go_on(request, walk, shown, script_name, None, true, has_slash)
+                self.go_on(request, walk, Lead { shown, script_name, has_slash, root: None })
             }
         }
     }
@@ -281,7 +279,8 @@ impl Finder {
                 continue;
             };
             let shown = trim_slashes(root.named.as_os_str().as_bytes());
-            match self.go_on(request, walk, shown, request.script_name, Some(root), false, false) {
+            let lead = Lead { shown, script_name: request.script_name, has_slash: false, root: Some(root) };
+            match self.go_on(request, walk, lead) {
                 Err(Failure::NotFound { looked: here, .. }) => looked.extend(here),
                 Err(failure @ Failure::Folder { .. }) => folder = folder.or(Some(failure)),
                 found => return found,
@@ -290,18 +289,9 @@ impl Finder {
         Err(folder.unwrap_or(Failure::NotFound { looked, named: false }))
     }
 
-    /// Goes on from a folder, `shown` by that name, along PATH_INFO.
-    #[allow(clippy::too_many_arguments)]
-    fn go_on(
-        &self,
-        request: &Request<'_>,
-        mut walk: Walk<'_>,
-        shown: &[u8],
-        script_name: &[u8],
-        root: Option<&Root>,
-        named: bool,
-        mut has_slash: bool,
-    ) -> Result<Script, Failure> {
+    /// Goes on from a folder along PATH_INFO.
+    fn go_on(&self, request: &Request<'_>, mut walk: Walk<'_>, lead: Lead<'_>) -> Result<Script, Failure> {
+        let Lead { shown, script_name, mut has_slash, root } = lead;
         let path = request.path_info;
         if !path.is_empty() && !path.starts_with(b"/") {
             return Err(Failure::BadPath {
@@ -322,11 +312,12 @@ impl Finder {
             }
             match walk.step(part.bytes, "PATH_INFO")? {
                 Place::Folder => {}
-                Place::Missing => return Err(Failure::NotFound { looked: vec![walk.path()], named }),
+                Place::Missing => return Err(Failure::NotFound { looked: vec![walk.path()], named: root.is_none() }),
                 Place::File(mode) => {
-                    let script_name = [script_name, &path[..part.end]].concat();
-                    let shown = [shown, &path[..part.end]].concat();
-                    return self.finish(request, &walk, mode, &shown, script_name, &path[part.end..], root);
+                    let (taken, path_info) = path.split_at(part.end);
+                    let script_name = [script_name, taken].concat().into();
+                    let (shown, path_info) = ([shown, taken].concat().into(), path_info.into());
+                    return self.finish(request, &walk, mode, Split { shown, script_name, path_info, root });
                 }
             }
         }
@@ -338,46 +329,27 @@ impl Finder {
             if !has_slash {
                 return Err(no_slash(request, &[script_name, folder].concat()));
             }
-            let script_name = [script_name, folder, b"/", index.as_bytes()].concat();
-            let shown = [shown, folder, b"/", index.as_bytes()].concat();
-            return self.finish(request, &walk, mode, &shown, script_name, b"", root);
+            let script_name = [script_name, folder, b"/", index.as_bytes()].concat().into();
+            let shown = [shown, folder, b"/", index.as_bytes()].concat().into();
+            let path_info = Cow::Borrowed(&b""[..]);
+            return self.finish(request, &walk, mode, Split { shown, script_name, path_info, root });
         }
         Err(Failure::Folder { folder: walk.path(), index: self.index.clone() })
     }
 
     /// The script that a walk came to, if it may be run.
-    #[allow(clippy::too_many_arguments)]
-    fn finish(
-        &self,
-        request: &Request<'_>,
-        walk: &Walk<'_>,
-        mode: u32,
-        shown: &[u8],
-        script_name: Vec<u8>,
-        path_info: &[u8],
-        root: Option<&Root>,
-    ) -> Result<Script, Failure> {
-        walk.finish(mode, self.interpreter(shown).is_some())?;
-        if has_encoded_slash(request, script_name.len()) {
-            return Err(Failure::BadPath {
-                variable: "PATH_INFO",
-                path: Excerpt::new(set(request.environ, "REQUEST_URI").unwrap_or_default()),
-                fault: PathFault::EncodedSlash,
-            });
+    fn finish(&self, request: &Request<'_>, walk: &Walk<'_>, mode: u32, split: Split<'_>) -> Result<Script, Failure> {
+        walk.finish(mode, self.interpreter(&split.shown).is_some())?;
+        if has_encoded_slash(request, split.script_name.len()) {
+            let path = Excerpt::new(set(request.environ, "REQUEST_URI").unwrap_or_default());
+            return Err(Failure::BadPath { variable: "REQUEST_URI", path, fault: PathFault::EncodedSlash });
         }
-        let shown = PathBuf::from(OsStr::from_bytes(shown));
-        Ok(self.script(request, walk.path(), shown, script_name, path_info.to_vec(), root))
+        Ok(self.script(request, walk.path(), split))
     }
 
-    fn script(
-        &self,
-        request: &Request<'_>,
-        file: PathBuf,
-        shown: PathBuf,
-        script_name: Vec<u8>,
-        path_info: Vec<u8>,
-        root: Option<&Root>,
-    ) -> Script {
+    fn script(&self, request: &Request<'_>, file: PathBuf, split: Split<'_>) -> Script {
+        let shown = PathBuf::from(OsString::from_vec(split.shown.into_owned()));
+        let path_info = split.path_info.into_owned();
         let executed = c_string(file.as_os_str().as_bytes().to_vec());
         let (program, arguments) = match self.interpreter(shown.as_os_str().as_bytes()) {
             Some(interpreter) => (interpreter.clone(), vec![interpreter.clone(), executed]),
@@ -385,7 +357,7 @@ impl Finder {
             None => (executed, vec![c_string(shown.as_os_str().as_bytes().to_vec())]),
         };
         let document_root = request.document_root.map(|folder| OsStr::from_bytes(folder).into());
-        let document_root: Option<PathBuf> = document_root.or_else(|| root.map(|root| root.named.clone()));
+        let document_root: Option<PathBuf> = document_root.or_else(|| split.root.map(|root| root.named.clone()));
         Script {
             directory: shown.parent().unwrap_or(Path::new("/")).into(),
             program,
@@ -395,7 +367,7 @@ impl Finder {
             is_nph: self.nph && cgi::is_nph_name(shown.as_os_str().as_bytes()),
             name: shown.to_string_lossy().into_owned(),
             file,
-            script_name,
+            script_name: split.script_name.into_owned(),
             path_info,
             script_filename: shown,
         }
@@ -408,156 +380,26 @@ impl Finder {
     }
 }
 
-/// What of a request is looked at.
-struct Request<'a> {
-    environ: &'a Environ,
+/// The folder that a walk goes on from.
+struct Lead<'a> {
+    /// As it was asked for.
+    shown: &'a [u8],
+    /// What of the path led to it.
     script_name: &'a [u8],
-    path_info: &'a [u8],
-    document_root: Option<&'a [u8]>,
+    /// Whether that ended in a slash.
+    has_slash: bool,
+    /// The root that it is, unless a web server named it.
+    root: Option<&'a Root>,
 }
 
-/// A variable's value, unless it is empty.
-fn set<'a>(environ: &'a Environ, name: &str) -> Option<&'a [u8]> {
-    environ.get(name).filter(|value| !value.is_empty())
-}
-
-/// PATH_INFO without the SCRIPT_NAME that IIS repeats in it. Other servers send such a PATH_INFO only where the client asked for it.
-fn own_path_info(environ: &Environ) -> &[u8] {
-    let path_info = environ.path_info();
-    match path_info.strip_prefix(environ.script_name()) {
-        Some(rest)
-            if (rest.is_empty() || rest.starts_with(b"/"))
-                && set(environ, "SERVER_SOFTWARE").is_some_and(|name| name.starts_with(b"Microsoft-IIS/")) =>
-        {
-            rest
-        }
-        _ => path_info,
-    }
-}
-
-/// The path in what Apache's mod_proxy makes of SCRIPT_FILENAME, without the query that may be glued to it, and whether it is such a one:
-/// `proxy:fcgi://host:port/path`, `proxy:balancer://name/path`, `proxy:unix:/socket|fcgi://host/path`, with or without `proxy:`.
-fn without_proxy<'a>(filename: &'a [u8], query: &[u8]) -> (&'a [u8], bool) {
-    let address = filename.strip_prefix(b"proxy:").unwrap_or(filename);
-    let address = match address.strip_prefix(b"unix:") {
-        Some(socket) => match memchr::memchr(b'|', socket) {
-            Some(bar) => &socket[bar + 1..],
-            None => return (filename, false),
-        },
-        None => address,
-    };
-    let rest = [&b"fcgi://"[..], b"balancer://"].iter().find_map(|scheme| address.strip_prefix(*scheme));
-    let Some(rest) = rest else { return (filename, false) };
-    let path = &rest[memchr::memchr(b'/', rest).unwrap_or(rest.len())..];
-    // Only the query that this request has: a file's name may hold a question mark.
-    let path = match memchr::memrchr(b'?', path) {
-        Some(mark) if path[mark + 1..] == *query => &path[..mark],
-        _ => path,
-    };
-    (path, true)
-}
-
-/// How many bytes of a path lead to that folder, if it is the folder's path or goes on behind it; slashes in a row count as one.
-fn prefix(path: &[u8], folder: &[u8]) -> Option<usize> {
-    // Nearly always it is written the same way.
-    if is_below(path, folder) {
-        return Some(folder.strip_suffix(b"/").unwrap_or(folder).len());
-    }
-    let mut parts = Parts::new(path, 0).filter(|part| !part.bytes.is_empty());
-    let mut used = 0;
-    for expected in Parts::new(folder, 0).filter(|part| !part.bytes.is_empty()) {
-        used = parts.next().filter(|part| part.bytes == expected.bytes)?.end;
-    }
-    Some(used)
-}
-
-/// The parts of a path that begins with a slash, from an offset on at which one stands.
-struct Parts<'a> {
-    path: &'a [u8],
-    at: usize,
-}
-
-/// What stands behind a slash, and where it ends.
-struct Part<'a> {
-    bytes: &'a [u8],
-    end: usize,
-}
-
-impl<'a> Parts<'a> {
-    fn new(path: &'a [u8], at: usize) -> Self {
-        Self { path, at }
-    }
-}
-
-impl<'a> Iterator for Parts<'a> {
-    type Item = Part<'a>;
-
-    fn next(&mut self) -> Option<Part<'a>> {
-        let rest = self.path.get(self.at + 1..)?;
-        let len = memchr::memchr(b'/', rest).unwrap_or(rest.len());
-        self.at += 1 + len;
-        Some(Part { bytes: &rest[..len], end: self.at })
-    }
-}
-
-fn trim_slashes(mut path: &[u8]) -> &[u8] {
-    while let Some(shorter) = path.strip_suffix(b"/") {
-        path = shorter;
-    }
-    path
-}
-
-/// PATH_TRANSLATED (RFC 3875 4.1.6): what the web server says, as long as PATH_INFO is what it says too; else the path in its documents. A
-/// path that leads up is not translated.
-fn path_translated(request: &Request<'_>, path_info: &[u8], document_root: Option<&Path>) -> Option<Vec<u8>> {
-    if path_info.is_empty() {
-        return None;
-    }
-    if let Some(sent) = set(request.environ, "PATH_TRANSLATED")
-        && path_info == request.environ.path_info()
-    {
-        return Some(sent.to_vec());
-    }
-    if path_info.split(|byte| *byte == b'/').any(|part| part == b".." || part == b".") {
-        return None;
-    }
-    Some([trim_slashes(document_root?.as_os_str().as_bytes()), path_info].concat())
-}
-
-/// Whether a slash in the first `len` bytes of the path was sent encoded, so that another path was judged by a rule for folders than was
-/// walked. Told only where REQUEST_URI is the address of this very path: a server that rewrote it has judged for itself.
-fn has_encoded_slash(request: &Request<'_>, len: usize) -> bool {
-    let Some(uri) = set(request.environ, "REQUEST_URI") else { return false };
-    if !uri.windows(3).any(|three| three.eq_ignore_ascii_case(b"%2f")) {
-        return false;
-    }
-    let path = raw_path(uri);
-    let decoded = percent_decode(path);
-    if !decoded.eq(request.script_name.iter().chain(request.environ.path_info()).copied()) {
-        return false;
-    }
-    let mut at = 0;
-    for _ in 0..len {
-        let Some(rest) = path.get(at..).filter(|rest| !rest.is_empty()) else { break };
-        if rest.len() >= 3 && rest[..3].eq_ignore_ascii_case(b"%2f") {
-            return true;
-        }
-        let encoded = rest.len() >= 3 && rest[0] == b'%' && rest[1..3].iter().all(u8::is_ascii_hexdigit);
-        at += if encoded { 3 } else { 1 };
-    }
-    false
-}
-
-/// The path of a request's target, still encoded. HTTP/2 front ends have sent whole addresses.
-fn raw_path(uri: &[u8]) -> &[u8] {
-    let path = &uri[..memchr::memchr(b'?', uri).unwrap_or(uri.len())];
-    match memchr::memmem::find(path, b"://") {
-        Some(scheme) if !path.starts_with(b"/") => {
-            let authority = &path[scheme + 3..];
-            &authority[memchr::memchr(b'/', authority).unwrap_or(authority.len())..]
-        }
-        _ => path,
-    }
+/// What belongs to a script that was found.
+struct Split<'a> {
+    /// The file, as it was asked for.
+    shown: Cow<'a, [u8]>,
+    script_name: Cow<'a, [u8]>,
+    path_info: Cow<'a, [u8]>,
+    /// The root that it was found under, unless a web server named it.
+    root: Option<&'a Root>,
 }
 
 /// Where a folder is whose slash is missing. One slash at the beginning, never two, which would be another host's address.
@@ -631,3 +473,6 @@ fn is_file_name(name: &OsStr) -> bool {
 fn c_string(bytes: Vec<u8>) -> CString {
     CString::new(bytes).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;
