@@ -585,6 +585,33 @@ fn fastcgi_outside_loopback_needs_allow() {
     bridge.log.line("not on the allow-list");
 }
 
+/// Connects as somebody else, and comes back when the connection has ended or nothing came for a while.
+const CONNECT_AS_NOBODY: &str = "import os, socket, sys
+os.setuid(65534)
+s = socket.socket(socket.AF_UNIX)
+s.settimeout(1)
+s.connect(chr(0) + sys.argv[1])
+s.recv(1)";
+
+#[test]
+fn an_abstract_socket_takes_the_users_that_were_named() {
+    // Only root can be somebody else.
+    if !geteuid().is_root() {
+        return;
+    }
+    let name = format!("gatespan-users-{}", std::process::id());
+    for (options, is_refused) in
+        [(&[][..], true), (&["--allow-user", "daemon"], true), (&["--allow-user", "nobody"], false)]
+    {
+        let bridge = Bridge::start(&[&[&format!("fastcgi:@{name}"), "app:hello"], options].concat());
+        let connected =
+            Command::new("python3").args(["-c", CONNECT_AS_NOBODY, &name]).output().expect("python3 is installed");
+        // One that is taken is waited for until the time is over, which is Python's error.
+        assert_eq!(connected.status.success(), is_refused, "{options:?}: {}", errors(&connected));
+        bridge.stop();
+    }
+}
+
 #[test]
 fn connections_over_the_limit_wait() {
     let bridge = Bridge::start(&[PORT, "app:hello", "--max-connections", "1"]);
@@ -709,7 +736,8 @@ fn what_can_not_be_served_is_exit_code_1_before_anything_listens() {
     let missing_target = format!("cgi:{missing}");
     for (arguments, expected) in [
         (&[&*taken, "app:hello"][..], "could not listen there"),
-        (&[PORT, &missing_target], "missing"),
+        (&[PORT, &missing_target], "expected a program at "),
+        (&[PORT, &format!("{missing_target}/")], "expected a folder of scripts at "),
         (&[PORT, &folder.to(), "--root", &missing], "missing"),
         (&[PORT, &folder.to(), "--interpreter", ".x=/no/such/program"], "/no/such/program"),
         (&[PORT, &folder.to(), "--user", "no-such-user"], "no-such-user"),
