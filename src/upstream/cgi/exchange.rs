@@ -390,21 +390,15 @@ impl Running {
                 return Poll::Ready(Ok(Now::End));
             }
             if !self.stdin.waits_for_client {
-                let failure = match self.phase {
-                    Phase::Head => {
-                        let limit = config.head_timeout;
-                        let start = || Excerpt::new(&self.buffer);
-                        is_over(self.waiting_since.checked_add(limit))
-                            .then(|| Failure::HeadTimeout { limit, start: start() })
-                    }
-                    Phase::Body { received, .. } => {
-                        let limit = config.read_timeout;
-                        is_over(self.waiting_since.checked_add(limit)).then(|| Failure::ReadTimeout { limit, received })
-                    }
-                    Phase::Over { .. } => None,
+                let limit = match self.phase {
+                    Phase::Head => config.head_timeout,
+                    Phase::Body { .. } | Phase::Over { .. } => config.read_timeout,
                 };
-                if let Some(failure) = failure {
-                    return Poll::Ready(Err(Failed::Script(failure)));
+                if is_over(self.waiting_since.checked_add(limit)) {
+                    return Poll::Ready(Err(Failed::Script(match self.phase {
+                        Phase::Body { received, .. } => Failure::ReadTimeout { limit, received },
+                        _ => Failure::HeadTimeout { limit, start: Excerpt::new(&self.buffer) },
+                    })));
                 }
             }
             if !self.is_watched && is_over(Some(watched_at)) {
