@@ -482,7 +482,7 @@ impl Variables {
 
     /// These variables, without those that can't be in an environ.
     pub fn from_pairs(mut pairs: Pairs) -> Self {
-        if pairs.iter().any(|(name, _)| cgi::is_forbidden(name)) {
+        if cgi::FORBIDDEN.iter().any(|name| pairs.values_ignoring_case(name).next().is_some()) {
             pairs.retain(|name, _| !cgi::is_forbidden(name));
         }
         Self { pairs, joined: OnceLock::new() }
@@ -490,8 +490,8 @@ impl Variables {
 
     /// See [`Environ::get`].
     pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
-        let mut found = self.pairs.iter().rev().filter(|(other, _)| *other == name);
-        let (_, last) = found.next()?;
+        let mut found = self.pairs.values(name).rev();
+        let last = found.next()?;
         if name.starts_with(b"HTTP_") && found.next().is_some() {
             return self.joined().iter().find(|(other, _)| **other == *name).map(|(_, value)| &**value);
         }
@@ -539,7 +539,7 @@ impl Variables {
     pub fn remove(&mut self, name: impl AsRef<[u8]>) {
         let name = name.as_ref();
         self.joined = OnceLock::new();
-        if self.pairs.iter().any(|(other, _)| other == name) {
+        if self.pairs.values(name).next().is_some() {
             self.pairs.retain(|other, _| other != name);
         }
     }

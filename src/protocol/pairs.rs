@@ -20,7 +20,7 @@ pub struct Pairs {
 
 /// Where one pair lies: the name directly followed by its value, or with a gap between them.
 #[derive(Clone, Copy)]
-struct Span {
+pub(super) struct Span {
     name_start: u32,
     name_len: u32,
     value_start: u32,
@@ -65,9 +65,13 @@ impl Pairs {
         });
     }
 
-    /// The buffer given to [`Pairs::over`].
-    pub(super) fn wire(&self) -> &[u8] {
-        &self.wire
+    /// The list of pairs that were found in a buffer that arrived.
+    ///
+    /// # Panics
+    ///
+    /// When `wire` is longer than 2³¹ bytes. A pair that lies outside panics when it is looked at.
+    pub(super) fn found(wire: Bytes, spans: Vec<Span>) -> Self {
+        Self { spans, ..Self::over(wire, 0) }
     }
 
     /// Adds a pair at the end, copying both.
@@ -101,30 +105,58 @@ impl Pairs {
 
     /// The pairs in order, from either end.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&[u8], &[u8])> + ExactSizeIterator + Clone {
-        self.spans
-            .iter()
-            .map(|span| (self.bytes(span.name_start, span.name_len), self.bytes(span.value_start, span.value_len)))
+        self.spans.iter().map(|span| self.pair(span))
+    }
+
+    /// The values of that name in order, from either end.
+    ///
+    /// Nearly all other names are told apart by their length alone, so that this costs less than to go through the pairs.
+    pub fn values<'a>(&'a self, name: &[u8]) -> impl DoubleEndedIterator<Item = &'a [u8]> + Clone {
+        let of_that_length = self.spans.iter().filter(move |span| span.name_len as usize == name.len());
+        of_that_length.map(|span| self.pair(span)).filter(move |(other, _)| *other == name).map(|(_, value)| value)
+    }
+
+    /// As [`Pairs::values`], whatever the case of the name's ASCII letters.
+    pub fn values_ignoring_case<'a>(&'a self, name: &[u8]) -> impl DoubleEndedIterator<Item = &'a [u8]> + Clone {
+        let of_that_length = self.spans.iter().filter(move |span| span.name_len as usize == name.len());
+        // The usual spelling is recognised much faster than any.
+        let is_named = move |other: &[u8]| other == name || other.eq_ignore_ascii_case(name);
+        let named = of_that_length.map(|span| self.pair(span)).filter(move |(other, _)| is_named(other));
+        named.map(|(_, value)| value)
     }
 
     /// Whether any name or value holds this byte.
     pub fn contains_byte(&self, byte: u8) -> bool {
-        self.spans.iter().any(|span| {
-            // Mostly a value follows its name, so that one look is enough for both.
-            let (value_start, value_len) = match span.name_start + span.name_len == span.value_start {
-                true => (span.name_start, span.name_len + span.value_len),
-                false => (span.value_start, span.value_len),
-            };
-            memchr::memchr(byte, self.bytes(value_start, value_len)).is_some()
-                || (value_start != span.name_start
-                    && memchr::memchr(byte, self.bytes(span.name_start, span.name_len)).is_some())
-        })
+        // One search over the buffer that arrived is much faster than one in each name and value. What it finds between
+        // them, in the lengths for example, does not count: it goes on where the next pair starts.
+        let wire = &self.wire[..];
+        let (mut searched_from, mut found) = (wire.len(), 0);
+        for span in &self.spans {
+            let (start, end) = (span.name_start as usize, (span.value_start + span.value_len) as usize);
+            if span.name_start + span.name_len != span.value_start || end > wire.len() {
+                let (name, value) = self.pair(span);
+                if name.contains(&byte) || value.contains(&byte) {
+                    return true;
+                }
+                continue;
+            }
+            if start < searched_from || start > found {
+                searched_from = start;
+                found = memchr::memchr(byte, &wire[start..]).map_or(wire.len(), |at| start + at);
+            }
+            if found < end {
+                return true;
+            }
+        }
+        false
     }
 
     /// Keeps the pairs for which `keep` is true.
     pub fn retain(&mut self, mut keep: impl FnMut(&[u8], &[u8]) -> bool) {
         let mut spans = std::mem::take(&mut self.spans);
         spans.retain(|span| {
-            keep(self.bytes(span.name_start, span.name_len), self.bytes(span.value_start, span.value_len))
+            let (name, value) = self.pair(span);
+            keep(name, value)
         });
         self.spans = spans;
     }
@@ -137,12 +169,30 @@ impl Pairs {
     }
 
     #[inline]
+    fn pair(&self, span: &Span) -> (&[u8], &[u8]) {
+        (self.bytes(span.name_start, span.name_len), self.bytes(span.value_start, span.value_len))
+    }
+
+    #[inline]
     fn bytes(&self, start: u32, len: u32) -> &[u8] {
         let (start, len) = (start as usize, len as usize);
         match start.checked_sub(self.wire.len()) {
             // An empty slice at the very end of the wire buffer lands here too, and is empty either way.
             Some(start) => &self.added[start..start + len],
             None => &self.wire[start..start + len],
+        }
+    }
+}
+
+impl Span {
+    /// A pair of which nothing lies between name and value, in a buffer of at most 2³¹ bytes.
+    #[inline]
+    pub(super) fn side_by_side(name: usize, value: usize, end: usize) -> Self {
+        Self {
+            name_start: name as u32,
+            name_len: (value - name) as u32,
+            value_start: value as u32,
+            value_len: (end - value) as u32,
         }
     }
 }
@@ -207,6 +257,32 @@ mod tests {
         pairs.push("", "x");
         assert!(pairs.contains_byte(b'N') && pairs.contains_byte(b'v') && pairs.contains_byte(b'x'));
         assert!(!pairs.contains_byte(b'-') && !pairs.contains_byte(0));
+    }
+
+    #[test]
+    fn a_byte_between_pairs_hides_none_within_them_in_whatever_order_they_stand() {
+        for order in [[0, 3, 6], [6, 3, 0], [3, 6, 0]] {
+            for holder in [0, 3, 6] {
+                let mut wire = *b"Nv-Nv-Nv-";
+                wire[holder + 1] = b'-';
+                let mut pairs = Pairs::over(Bytes::copy_from_slice(&wire), 3);
+                order.into_iter().for_each(|start| pairs.push_span((start, 1), (start + 1, 1)));
+                assert!(pairs.contains_byte(b'-'), "{order:?}, {holder}");
+                pairs.retain(|_, value| value != b"-");
+                assert!(!pairs.contains_byte(b'-'), "{order:?}, {holder}");
+            }
+        }
+    }
+
+    #[test]
+    fn values_are_found_by_their_name_from_either_end() {
+        let pairs: Pairs = [("A", "1"), ("AB", "2"), ("A", "3"), ("", "4")].into_iter().collect();
+        assert_eq!(pairs.values(b"A").collect::<Vec<_>>(), [b"1", b"3"]);
+        assert_eq!(pairs.values(b"A").next_back(), Some(&b"3"[..]));
+        assert_eq!(pairs.values(b"").collect::<Vec<_>>(), [b"4"]);
+        assert_eq!(pairs.values(b"B").next(), None);
+        assert_eq!(pairs.values(b"a").next(), None);
+        assert_eq!(pairs.values_ignoring_case(b"a").collect::<Vec<_>>(), [b"1", b"3"]);
     }
 
     #[test]
