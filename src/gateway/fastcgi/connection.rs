@@ -20,7 +20,9 @@ use super::exchange::{self, Exchange, StreamSource};
 use super::unread::Unread;
 use super::{Gateway, Place, is_gone, next_connection};
 use crate::application::driver::{self, Answer, Response, ResponseBody};
-use crate::application::{Application, Cancellation, Environ, Error, Errors, Frame, Input, Peer, Server, Variables};
+use crate::application::{
+    Application, Cancellation, Environ, Error, Errors, Facts, Frame, Input, Peer, Server, Variables,
+};
 use crate::gateway::listener::{Closed, Transport};
 use crate::protocol::Pairs;
 use crate::protocol::cgi::{encode_head, encode_head_status_last};
@@ -288,7 +290,15 @@ impl<S: Transport, A: Application> Connection<S, A> {
     }
 
     fn begin(&mut self, id: RequestId, role: Role, params: Pairs) {
-        let mut environ = Environ::new(Variables::from_pairs(params)).with_server(self.server.clone());
+        let (exchange, cancellation) = (Arc::new(Exchange::default()), Cancellation::default());
+        let mut environ = Environ::from(Facts {
+            variables: Variables::from_pairs(params),
+            server: self.server.clone(),
+            role,
+            number: id.0.into(),
+            request: cancellation.clone(),
+            errors: Errors::new(exchange.clone()),
+        });
         let lengths = match self.check(&mut environ, role) {
             Ok(lengths) => lengths,
             Err((code, reason)) => {
@@ -300,17 +310,12 @@ impl<S: Transport, A: Application> Connection<S, A> {
             return self.refuse(id, role, &environ, 503, ProtocolStatus::Overloaded, &reason);
         };
         let config = &self.gateway.config;
-        let exchange = Arc::new(Exchange::default());
-        let cancellation = Cancellation::default();
         let stream = |stream, length| {
             let source = StreamSource { exchange: exchange.clone(), stream, window: config.input_window };
             Input::from_source(source, length)
         };
-        environ = environ
-            .with_request(role, u32::from(id.0), cancellation.clone())
-            .with_errors(Errors::new(exchange.clone()));
         if lengths.stdin != Some(0) {
-            environ = environ.with_input(stream(exchange::Stream::Stdin, lengths.stdin));
+            *environ.input() = stream(exchange::Stream::Stdin, lengths.stdin);
         }
         if role == Role::Filter {
             environ = environ.with_data(stream(exchange::Stream::Data, lengths.data));
