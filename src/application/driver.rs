@@ -73,7 +73,7 @@ impl Call {
         let is_head = environ.method() == b"HEAD";
         let start_response = announcement.start_response();
         let state = State::Calling(Box::pin(async move { application.call(environ, start_response).await }));
-        Self { running: Some(Running { state, announcement, held: None }), facts, is_head, outcome: None }
+        Self { running: Some(Running::new(state, announcement)), facts, is_head, outcome: None }
     }
 
     /// What [`call`] waits for. To be called to its end once; until the head is there, it may be dropped and called again.
@@ -397,7 +397,7 @@ impl ResponseBody {
 impl From<Body> for ResponseBody {
     fn from(body: Body) -> Self {
         Self {
-            running: Running { state: State::Iterating(body), announcement: Arc::default(), held: None },
+            running: Running::new(State::Iterating(body), Arc::default()),
             first: None,
             file: None,
             unsent: None,
@@ -441,6 +441,14 @@ struct Running {
     announcement: Arc<Announcement>,
     /// A frame that waits for what was written while it was made.
     held: Option<Frame>,
+    /// All that was to be closed and dropped has been.
+    closed: bool,
+}
+
+impl Running {
+    fn new(state: State, announcement: Arc<Announcement>) -> Self {
+        Self { state, announcement, held: None, closed: false }
+    }
 }
 
 enum State {
@@ -498,6 +506,9 @@ impl Running {
     }
 
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.closed {
+            return Poll::Ready(());
+        }
         self.announcement.close();
         self.held = None;
         self.end();
@@ -510,6 +521,7 @@ impl Running {
         let state = std::mem::replace(&mut self.state, State::Over);
         // What the application does as it is dropped is its own too.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(state)));
+        self.closed = true;
         Poll::Ready(())
     }
 
@@ -543,6 +555,9 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if self.closed {
+            return;
+        }
         // Whoever still writes is told that nobody takes it.
         self.announcement.close();
         // What an application awaits may panic when it is dropped: that costs its own request, not those beside it.
