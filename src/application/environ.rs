@@ -67,7 +67,7 @@ pub(crate) struct Facts {
 impl Facts {
     /// See [`Environ::request_id`].
     pub(crate) fn request_id(&self) -> &str {
-        self.request.inner.id.get_or_init(|| {
+        self.request.shared.cancelling().id.get_or_init(|| {
             let brought = self.variables.get(b"HTTP_X_REQUEST_ID").filter(|id| {
                 (1..=128).contains(&id.len())
                     && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.+/=:".contains(byte))
@@ -494,7 +494,7 @@ impl Variables {
 
     /// These variables, without those that can't be in an environ.
     pub fn from_pairs(mut pairs: Pairs) -> Self {
-        if cgi::FORBIDDEN.iter().any(|name| pairs.values_ignoring_case(name).next().is_some()) {
+        if cgi::FORBIDDEN.iter().any(|name| pairs.contains_ignoring_case(name)) {
             pairs.retain(|name, _| !cgi::is_forbidden(name));
         }
         Self { pairs, joined: OnceLock::new() }
@@ -502,9 +502,8 @@ impl Variables {
 
     /// See [`Environ::get`].
     pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
-        let mut found = self.pairs.values(name).rev();
-        let last = found.next()?;
-        if name.starts_with(b"HTTP_") && found.next().is_some() {
+        let last = self.pairs.last(name)?;
+        if name.starts_with(b"HTTP_") && self.pairs.count(name) > 1 {
             return self.joined().iter().find(|(other, _)| **other == *name).map(|(_, value)| &**value);
         }
         Some(last)
@@ -551,7 +550,7 @@ impl Variables {
     pub fn remove(&mut self, name: impl AsRef<[u8]>) {
         let name = name.as_ref();
         self.joined = OnceLock::new();
-        if self.pairs.values(name).next().is_some() {
+        if self.pairs.last(name).is_some() {
             self.pairs.retain(|other, _| other != name);
         }
     }
@@ -609,13 +608,19 @@ impl fmt::Debug for Variables {
 
 /// One request to its gateway, which pulls this when nobody waits for an answer any more. The token that applications see is made when the first
 /// asks for it: most never do.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone)]
 pub struct Cancellation {
-    inner: Arc<CancellationInner>,
+    shared: Arc<dyn Cancellable>,
 }
 
-#[derive(Debug, Default)]
-struct CancellationInner {
+/// What a gateway shares with a request's application, where a [`Cancellation`] is part of it.
+pub(crate) trait Cancellable: Send + Sync {
+    fn cancelling(&self) -> &Cancelling;
+}
+
+/// The state of a [`Cancellation`].
+#[derive(Default)]
+pub(crate) struct Cancelling {
     cancelled: AtomicBool,
     token: OnceLock<CancellationToken>,
     /// The request's id, here so that all copies of its environ share one; see [`Environ::request_id`].
@@ -624,23 +629,42 @@ struct CancellationInner {
     parent: Option<Cancellation>,
 }
 
-impl Cancellation {
-    /// Cancels. Once is enough.
-    pub fn cancel(&self) {
+impl Cancelling {
+    /// See [`Cancellation::cancel`].
+    pub(crate) fn cancel(&self) {
         // Flag first, then token; `token` reads in the other order: one of the two sees the other.
-        self.inner.cancelled.store(true, Ordering::SeqCst);
-        if let Some(token) = self.inner.token.get() {
+        self.cancelled.store(true, Ordering::SeqCst);
+        if let Some(token) = self.token.get() {
             token.cancel();
         }
+    }
+}
+
+impl Cancellable for Cancelling {
+    fn cancelling(&self) -> &Cancelling {
+        self
+    }
+}
+
+impl Cancellation {
+    /// One that is part of what a gateway shares with the application anyway.
+    pub(crate) fn of(shared: Arc<dyn Cancellable>) -> Self {
+        Self { shared }
+    }
+
+    /// Cancels. Once is enough.
+    pub fn cancel(&self) {
+        self.shared.cancelling().cancel();
     }
 
     /// The token that it cancels.
     pub fn token(&self) -> CancellationToken {
-        let token = self.inner.token.get_or_init(|| match &self.inner.parent {
+        let state = self.shared.cancelling();
+        let token = state.token.get_or_init(|| match &state.parent {
             Some(parent) => parent.token().child_token(),
             None => CancellationToken::new(),
         });
-        if self.inner.cancelled.load(Ordering::SeqCst) {
+        if state.cancelled.load(Ordering::SeqCst) {
             token.cancel();
         }
         token.clone()
@@ -649,9 +673,24 @@ impl Cancellation {
     /// One that is cancelled with this one, and may be cancelled alone.
     #[must_use]
     pub fn child(&self) -> Self {
-        let inner =
-            CancellationInner { id: self.inner.id.clone(), parent: Some(self.clone()), ..CancellationInner::default() };
-        Self { inner: Arc::new(inner) }
+        let id = self.shared.cancelling().id.clone();
+        Self::of(Arc::new(Cancelling { id, parent: Some(self.clone()), ..Cancelling::default() }))
+    }
+}
+
+impl Default for Cancellation {
+    fn default() -> Self {
+        Self::of(Arc::new(Cancelling::default()))
+    }
+}
+
+impl fmt::Debug for Cancellation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.shared.cancelling();
+        f.debug_struct("Cancellation")
+            .field("cancelled", &state.cancelled)
+            .field("id", &state.id)
+            .finish_non_exhaustive()
     }
 }
 

@@ -21,10 +21,10 @@ pub use blocking::{BlockingApplication, Pool, PoolConfig, PoolFull, blocking};
 pub use body::{Body, DEFAULT_BLOCK_SIZE, FileRange, FileReader, Frame, Frames, IntoChunk};
 pub use callable::{AnyApplication, Application};
 pub use class::{Class, ClassApplication, class};
-#[cfg(feature = "fastcgi")]
-pub(crate) use environ::Facts;
 #[cfg(feature = "tower")]
 pub(crate) use environ::PATH;
+#[cfg(feature = "fastcgi")]
+pub(crate) use environ::{Cancellable, Cancelling, Facts};
 pub use environ::{Cancellation, Environ, NotText, Peer, Server, VariableError, Variables};
 pub use error::Error;
 pub use errors::{Errors, Log};

@@ -108,21 +108,32 @@ impl Pairs {
         self.spans.iter().map(|span| self.pair(span))
     }
 
-    /// The values of that name in order, from either end.
-    ///
-    /// Nearly all other names are told apart by their length alone, so that this costs less than to go through the pairs.
-    pub fn values<'a>(&'a self, name: &[u8]) -> impl DoubleEndedIterator<Item = &'a [u8]> + Clone {
-        let of_that_length = self.spans.iter().filter(move |span| span.name_len as usize == name.len());
-        of_that_length.map(|span| self.pair(span)).filter(move |(other, _)| *other == name).map(|(_, value)| value)
+    /// The value of the last pair of that name.
+    pub fn last(&self, name: &[u8]) -> Option<&[u8]> {
+        let last = self.spans.iter().rev().find(|span| self.is_named(span, name))?;
+        Some(self.bytes(last.value_start, last.value_len))
     }
 
-    /// As [`Pairs::values`], whatever the case of the name's ASCII letters.
+    /// The values of that name in order, whatever the case of the name's ASCII letters.
     pub fn values_ignoring_case<'a>(&'a self, name: &[u8]) -> impl DoubleEndedIterator<Item = &'a [u8]> + Clone {
         let of_that_length = self.spans.iter().filter(move |span| span.name_len as usize == name.len());
         // The usual spelling is recognised much faster than any.
         let is_named = move |other: &[u8]| other == name || other.eq_ignore_ascii_case(name);
         let named = of_that_length.map(|span| self.pair(span)).filter(move |(other, _)| is_named(other));
         named.map(|(_, value)| value)
+    }
+
+    /// How many pairs have that name.
+    pub fn count(&self, name: &[u8]) -> usize {
+        self.spans.iter().filter(|span| self.is_named(span, name)).count()
+    }
+
+    /// Whether a pair has that name, whatever the case of its ASCII letters.
+    pub fn contains_ignoring_case(&self, name: &[u8]) -> bool {
+        self.spans.iter().any(|span| {
+            span.name_len as usize == name.len()
+                && self.bytes(span.name_start, span.name_len).eq_ignore_ascii_case(name)
+        })
     }
 
     /// Whether any name or value holds this byte.
@@ -166,6 +177,12 @@ impl Pairs {
         self.wire = Bytes::new();
         self.added.clear();
         self.spans.clear();
+    }
+
+    /// Nearly all other names are told apart by their length alone, so that this costs less than to look at the pair.
+    #[inline]
+    fn is_named(&self, span: &Span, name: &[u8]) -> bool {
+        span.name_len as usize == name.len() && self.bytes(span.name_start, span.name_len) == name
     }
 
     #[inline]
@@ -275,14 +292,15 @@ mod tests {
     }
 
     #[test]
-    fn values_are_found_by_their_name_from_either_end() {
+    fn pairs_are_found_by_their_name() {
         let pairs: Pairs = [("A", "1"), ("AB", "2"), ("A", "3"), ("", "4")].into_iter().collect();
-        assert_eq!(pairs.values(b"A").collect::<Vec<_>>(), [b"1", b"3"]);
-        assert_eq!(pairs.values(b"A").next_back(), Some(&b"3"[..]));
-        assert_eq!(pairs.values(b"").collect::<Vec<_>>(), [b"4"]);
-        assert_eq!(pairs.values(b"B").next(), None);
-        assert_eq!(pairs.values(b"a").next(), None);
+        assert_eq!((pairs.last(b"A"), pairs.count(b"A")), (Some(&b"3"[..]), 2));
+        assert_eq!((pairs.last(b""), pairs.count(b"")), (Some(&b"4"[..]), 1));
+        for missing in [&b"B"[..], b"a", b"ABC"] {
+            assert_eq!((pairs.last(missing), pairs.count(missing)), (None, 0));
+        }
         assert_eq!(pairs.values_ignoring_case(b"a").collect::<Vec<_>>(), [b"1", b"3"]);
+        assert!(pairs.contains_ignoring_case(b"aB") && !pairs.contains_ignoring_case(b"b"));
     }
 
     #[test]

@@ -115,7 +115,6 @@ struct Request {
     id: RequestId,
     state: State,
     exchange: Arc<Exchange>,
-    cancellation: Cancellation,
     /// The stream that comes last, and whether it has ended.
     last_stream: RecordType,
     is_complete: bool,
@@ -299,13 +298,13 @@ impl<S: Transport, A: Application> Connection<S, A> {
     }
 
     fn begin(&mut self, id: RequestId, role: Role, params: Pairs) {
-        let (exchange, cancellation) = (Arc::new(Exchange::default()), Cancellation::default());
+        let exchange = Arc::new(Exchange::default());
         let mut environ = Environ::from(Facts {
             variables: Variables::from_pairs(params),
             server: self.server.clone(),
             role,
             number: id.0.into(),
-            request: cancellation.clone(),
+            request: Cancellation::of(exchange.clone()),
             errors: Errors::new(exchange.clone()),
         });
         let lengths = match self.check(&mut environ, role) {
@@ -335,7 +334,6 @@ impl<S: Transport, A: Application> Connection<S, A> {
             id,
             state: State::Calling(answer),
             exchange,
-            cancellation,
             last_stream: last_stream(role),
             is_complete: false,
             is_full: false,
@@ -419,7 +417,6 @@ impl<S: Transport, A: Application> Connection<S, A> {
             id,
             state: State::Calling(Answer::of(page)),
             exchange,
-            cancellation: Cancellation::default(),
             last_stream: last_stream(role),
             is_complete: false,
             is_full: false,
@@ -575,7 +572,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
         if let State::Sending(body) = &request.state {
             body.log_cut(error);
         }
-        request.cancellation.cancel();
+        request.exchange.cancel();
         request.state = match std::mem::replace(&mut request.state, State::Over) {
             State::Sending(body) | State::Closing(body, _) => State::Closing(body, until),
             State::Calling(_) | State::Over => State::Over,
@@ -592,7 +589,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
     fn give_up(&mut self, index: usize) {
         let until = Instant::now() + self.gateway.config.close_timeout;
         let request = &mut self.requests[index];
-        request.cancellation.cancel();
+        request.exchange.cancel();
         request.exchange.abort();
         request.state = match std::mem::replace(&mut request.state, State::Over) {
             State::Sending(body) | State::Closing(body, _) => State::Closing(body, until),
@@ -927,7 +924,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
 impl<S, A> Drop for Connection<S, A> {
     fn drop(&mut self) {
         for request in &self.requests {
-            request.cancellation.cancel();
+            request.exchange.cancel();
             request.exchange.abort();
             if request.has_place {
                 self.gateway.give_place_back();
