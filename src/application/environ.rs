@@ -494,7 +494,7 @@ impl Variables {
 
     /// These variables, without those that can't be in an environ.
     pub fn from_pairs(mut pairs: Pairs) -> Self {
-        if cgi::FORBIDDEN.iter().any(|name| pairs.contains_ignoring_case(name)) {
+        if pairs.contains_any_ignoring_case(cgi::FORBIDDEN) {
             pairs.retain(|name, _| !cgi::is_forbidden(name));
         }
         Self { pairs, joined: OnceLock::new() }

@@ -11,11 +11,13 @@ use bytes::Bytes;
 ///
 /// What arrived on the wire stays in the buffer in which it arrived; what is added later goes into a second buffer.
 /// An offset at or past the end of the first counts on into the second.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Pairs {
     wire: Bytes,
     added: Vec<u8>,
     spans: Vec<Span>,
+    /// Each pair lies behind the one before it, and its value directly behind its name.
+    in_order: bool,
 }
 
 /// Where one pair lies: the name directly followed by its value, or with a gap between them.
@@ -30,12 +32,12 @@ pub(super) struct Span {
 impl Pairs {
     /// An empty list.
     pub fn new() -> Self {
-        Self::default()
+        Self::with_capacity(0, 0)
     }
 
     /// An empty list with room for `pairs` pairs whose names and values have `bytes` bytes together.
     pub fn with_capacity(pairs: usize, bytes: usize) -> Self {
-        Self { wire: Bytes::new(), added: Vec::with_capacity(bytes), spans: Vec::with_capacity(pairs) }
+        Self { wire: Bytes::new(), added: Vec::with_capacity(bytes), spans: Vec::with_capacity(pairs), in_order: true }
     }
 
     /// An empty list over a buffer that arrived, for [`Pairs::push_span`] to point into.
@@ -45,7 +47,7 @@ impl Pairs {
     /// When `wire` is longer than 2³¹ bytes, which every limit on what arrives is far below.
     pub fn over(wire: Bytes, pairs: usize) -> Self {
         assert!(wire.len() <= 1 << 31, "a buffer of {} bytes is over every limit on params", wire.len());
-        Self { wire, added: Vec::new(), spans: Vec::with_capacity(pairs) }
+        Self { wire, added: Vec::new(), spans: Vec::with_capacity(pairs), in_order: true }
     }
 
     /// Adds a pair that is part of the buffer given to [`Pairs::over`], as (start, length) of its name and of its value.
@@ -56,6 +58,7 @@ impl Pairs {
     pub fn push_span(&mut self, name: (usize, usize), value: (usize, usize)) {
         let end = name.0.saturating_add(name.1).max(value.0.saturating_add(value.1));
         assert!(end <= self.wire.len(), "a pair ends at {end}, its buffer at {}", self.wire.len());
+        self.in_order = false;
         // The assertions here and in `over` keep every number below 2^32.
         self.spans.push(Span {
             name_start: name.0 as u32,
@@ -65,7 +68,7 @@ impl Pairs {
         });
     }
 
-    /// The list of pairs that were found in a buffer that arrived.
+    /// The list of pairs that were found in a buffer that arrived, one behind the other.
     ///
     /// # Panics
     ///
@@ -128,38 +131,27 @@ impl Pairs {
         self.spans.iter().filter(|span| self.is_named(span, name)).count()
     }
 
-    /// Whether a pair has that name, whatever the case of its ASCII letters.
-    pub fn contains_ignoring_case(&self, name: &[u8]) -> bool {
-        self.spans.iter().any(|span| {
-            span.name_len as usize == name.len()
-                && self.bytes(span.name_start, span.name_len).eq_ignore_ascii_case(name)
-        })
+    /// Whether a pair has one of these names, whatever the case of its ASCII letters.
+    #[inline]
+    pub fn contains_any_ignoring_case<const COUNT: usize>(&self, names: [&[u8]; COUNT]) -> bool {
+        let is_one = |span: &Span| names.iter().any(|name| name.len() == span.name_len as usize);
+        let is_named = |other: &[u8]| names.iter().any(|name| name.eq_ignore_ascii_case(other));
+        self.spans.iter().any(|span| is_one(span) && is_named(self.bytes(span.name_start, span.name_len)))
     }
 
     /// Whether any name or value holds this byte.
     pub fn contains_byte(&self, byte: u8) -> bool {
-        // One search over the buffer that arrived is much faster than one in each name and value. What it finds between
-        // them, in the lengths for example, does not count: it goes on where the next pair starts.
-        let wire = &self.wire[..];
-        let (mut searched_from, mut found) = (wire.len(), 0);
-        for span in &self.spans {
-            let (start, end) = (span.name_start as usize, (span.value_start + span.value_len) as usize);
-            if span.name_start + span.name_len != span.value_start || end > wire.len() {
-                let (name, value) = self.pair(span);
-                if name.contains(&byte) || value.contains(&byte) {
-                    return true;
-                }
-                continue;
-            }
-            if start < searched_from || start > found {
-                searched_from = start;
-                found = memchr::memchr(byte, &wire[start..]).map_or(wire.len(), |at| start + at);
-            }
-            if found < end {
-                return true;
-            }
+        if !self.in_order {
+            return self.iter().any(|(name, value)| name.contains(&byte) || value.contains(&byte));
         }
-        false
+        // One search over each buffer is much faster than one in each name and value. What it finds between pairs, in their lengths
+        // for example, does not count.
+        let within_wire = memchr::memchr_iter(byte, &self.wire);
+        let within_added = memchr::memchr_iter(byte, &self.added).map(|at| self.wire.len() + at);
+        within_wire.chain(within_added).any(|at| {
+            let pair = self.spans.partition_point(|span| (span.value_start + span.value_len) as usize <= at);
+            self.spans.get(pair).is_some_and(|span| span.name_start as usize <= at)
+        })
     }
 
     /// Keeps the pairs for which `keep` is true.
@@ -211,6 +203,12 @@ impl Span {
             value_start: value as u32,
             value_len: (end - value) as u32,
         }
+    }
+}
+
+impl Default for Pairs {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -284,6 +282,14 @@ mod tests {
                 wire[holder + 1] = b'-';
                 let mut pairs = Pairs::over(Bytes::copy_from_slice(&wire), 3);
                 order.into_iter().for_each(|start| pairs.push_span((start, 1), (start + 1, 1)));
+                let spans = [0, 3, 6].map(|start| Span::side_by_side(start, start + 1, start + 2));
+                let mut found = Pairs::found(Bytes::copy_from_slice(&wire), spans.into());
+                assert!(found.contains_byte(b'-'), "{holder}");
+                found.retain(|_, value| value != b"-");
+                found.push("", "");
+                assert!(!found.contains_byte(b'-'), "{holder}");
+                found.push("x", "-");
+                assert!(found.contains_byte(b'-') && found.contains_byte(b'x'), "{holder}");
                 assert!(pairs.contains_byte(b'-'), "{order:?}, {holder}");
                 pairs.retain(|_, value| value != b"-");
                 assert!(!pairs.contains_byte(b'-'), "{order:?}, {holder}");
@@ -300,7 +306,7 @@ mod tests {
             assert_eq!((pairs.last(missing), pairs.count(missing)), (None, 0));
         }
         assert_eq!(pairs.values_ignoring_case(b"a").collect::<Vec<_>>(), [b"1", b"3"]);
-        assert!(pairs.contains_ignoring_case(b"aB") && !pairs.contains_ignoring_case(b"b"));
+        assert!(pairs.contains_any_ignoring_case([b"x", b"aB"]) && !pairs.contains_any_ignoring_case([b"b", b"AC"]));
     }
 
     #[test]
