@@ -161,7 +161,6 @@ pub struct Answer {
 }
 
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "nearly all are calls, and a box would cost each of them an allocation")]
 enum Step {
     Calling(Call),
     /// Boxed, since few are.

@@ -350,7 +350,8 @@ impl<S: Transport, A: Application> Connection<S, A> {
         }
         let stdin = environ.meta().content_length().map_err(|error| (400, error.to_string()))?;
         // Where FCGI_DATA_LENGTH is missing, the stream's own end is the file's.
-        let data = match if role == Role::Filter { environ.get("FCGI_DATA_LENGTH") } else { None } {
+        let data_length = if role == Role::Filter { environ.get("FCGI_DATA_LENGTH") } else { None };
+        let data = match data_length {
             None | Some([]) => None,
             Some(len) => match std::str::from_utf8(len).ok().and_then(|len| len.parse().ok()) {
                 Some(len) => Some(len),

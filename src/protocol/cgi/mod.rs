@@ -16,6 +16,7 @@ mod response_head;
 mod status;
 
 pub use excerpt::Excerpt;
+#[cfg(feature = "application")]
 pub(crate) use meta_variables::FORBIDDEN;
 pub use meta_variables::{
     MetaVariableError, MetaVariables, ServerProtocol, Version, is_environment_name, is_environment_value, is_forbidden,

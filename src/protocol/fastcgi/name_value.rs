@@ -12,7 +12,7 @@ use crate::protocol::pairs::{self, Pairs};
 
 /// Decodes a complete buffer of pairs, without copying any. More than `max_pairs` is an error.
 ///
-/// Memory for the list is asked for by the buffer's length, as if each pair had [`USUAL_PAIR_LEN`] bytes, so that mostly it is asked for once.
+/// Memory for the list is asked for by the buffer's length, so that mostly it is asked for once.
 pub fn decode(buffer: Bytes, max_pairs: usize) -> Result<Pairs, NameValueError> {
     let mut spans = Vec::with_capacity((buffer.len() / USUAL_PAIR_LEN + 1).min(max_pairs));
     let mut pairs = NameValues::new(&buffer);
