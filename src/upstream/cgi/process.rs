@@ -87,7 +87,7 @@ impl Process {
     pub async fn start(command: Command, input: Input, settings: &Settings) -> Result<Self, SpawnError> {
         let (settings, runtime) = (settings.clone(), Handle::current());
         let (started, outcome) = oneshot::channel();
-        threads::run(move || {
+        threads::run(&runtime.clone(), move || {
             // If nobody waits any more, this drops the process and thereby ends it.
             drop(started.send(launch(&command, input, settings, runtime)));
         });
