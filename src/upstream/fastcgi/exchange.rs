@@ -78,8 +78,6 @@ pub(super) struct Progress {
     pub(super) answer_began: bool,
     /// Whether the connection had been used before.
     pub(super) was_kept: bool,
-    /// Whether all of the request was written.
-    pub(super) write_failed: bool,
 }
 
 impl<S: Io> Exchange<S> {
@@ -216,7 +214,6 @@ impl<S: Io> Exchange<S> {
 
     fn closed(&mut self, error: Option<io::Error>) -> Cause {
         self.connection.current = None;
-        self.stderr.finish(destination(&self.request, &self.server));
         // Why nothing more could be sent says more than the end of what could be read.
         Cause::Closed { received: self.received, error: error.or(self.write_error.take()) }
     }
@@ -249,12 +246,7 @@ impl<S: Io> Exchange<S> {
 
     /// How far a request came that failed.
     pub(super) fn progress(&self) -> Progress {
-        Progress {
-            sent: self.sent,
-            answer_began: self.answer_began,
-            was_kept: self.connection.is_kept(),
-            write_failed: self.write_error.is_some(),
-        }
+        Progress { sent: self.sent, answer_began: self.answer_began, was_kept: self.connection.is_kept() }
     }
 
     /// Whether anything has come from the server.
@@ -263,8 +255,14 @@ impl<S: Io> Exchange<S> {
     }
 
     /// The request, to be sent again elsewhere.
-    pub(super) fn into_request(self) -> Box<Request> {
+    pub(super) fn into_request(mut self) -> Box<Request> {
+        self.finish_stderr();
         self.request
+    }
+
+    /// Logs what was said without an end of line.
+    pub(super) fn finish_stderr(&mut self) {
+        self.stderr.finish(destination(&self.request, &self.server));
     }
 
     /// The connection of a request that has ended, if another may follow on it.

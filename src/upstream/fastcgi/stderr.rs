@@ -63,7 +63,11 @@ impl Stderr {
         if missing > 0 {
             let Destination { environ, server, limit, .. } = destination;
             let request_id = environ.request_id();
-            tracing::warn!(request_id, server, "{missing} bytes of FCGI_STDERR over the limit of {limit} are not logged");
+            tracing::warn!(
+                request_id,
+                server,
+                "{missing} bytes of FCGI_STDERR over the limit of {limit} are not logged"
+            );
         }
     }
 }
@@ -75,7 +79,8 @@ fn log(line: &[u8], Destination { environ, server, to_errors, .. }: Destination<
     }
     // A log is read by people and their terminals: neither is to be steered by what a script prints.
     let text = String::from_utf8_lossy(line);
-    let text: String = text.chars().map(|char| if char.is_control() && char != '\t' { '\u{fffd}' } else { char }).collect();
+    let text: String =
+        text.chars().map(|char| if char.is_control() && char != '\t' { '\u{fffd}' } else { char }).collect();
     tracing::warn!(request_id = environ.request_id(), server, "stderr: {text}");
     if to_errors {
         environ.errors().line(text);
