@@ -14,6 +14,10 @@ use super::connect::Connect;
 use super::connection::{Connection, Io};
 use super::failure::{Cause, Failure};
 
+/// After how long a new connection that was not heard of counts as one that the server has not accepted. A server that has, and takes longer for
+/// its answers, loses nothing but connections that are made again.
+const STARVES_AFTER: Duration = Duration::from_millis(50);
+
 /// All servers.
 pub(super) struct Pool<C: Connect> {
     pub(super) servers: Vec<Server<C>>,
@@ -37,13 +41,15 @@ struct State<S: Io> {
     turn: usize,
     /// Whether a task closes connections that have been idle for too long.
     is_swept: bool,
+    /// Whether a task will look whether idle connections keep a server from accepting others.
+    is_relieved: bool,
 }
 
 struct ServerState<S: Io> {
     /// Connections with a request, and those that are being made.
     active: usize,
-    /// Of these, how many are new and have not been heard of: the server may not even have accepted them.
-    unheard: usize,
+    /// Of these, since when those wait that are new and have not been heard of, the oldest first: the server may not even have accepted them.
+    unheard: VecDeque<Instant>,
     /// The one that was used last is last, and used first.
     idle: Vec<Idle<S>>,
     /// How often the server failed without having answered in between.
@@ -72,8 +78,8 @@ struct Waiting<S: Io> {
 struct Grant<S: Io> {
     server: usize,
     connection: Option<Connection<S>>,
-    /// It counts as [`ServerState::unheard`].
-    is_unheard: bool,
+    /// Its place in [`ServerState::unheard`].
+    unheard_since: Option<Instant>,
     /// It is the one that [`ServerState::is_probed`] speaks of.
     is_probe: bool,
     /// The server had failed last.
@@ -91,7 +97,7 @@ impl<C: Connect> Pool<C> {
     pub(super) fn new(servers: Vec<(C, Arc<str>)>, config: Arc<Config>) -> Arc<Self> {
         let states = servers.iter().map(|_| ServerState {
             active: 0,
-            unheard: 0,
+            unheard: VecDeque::new(),
             idle: Vec::new(),
             failures: 0,
             down_until: None,
@@ -99,7 +105,8 @@ impl<C: Connect> Pool<C> {
             is_paused: false,
             left: u64::MAX,
         });
-        let state = State { servers: states.collect(), waiting: VecDeque::new(), turn: 0, is_swept: false };
+        let state =
+            State { servers: states.collect(), waiting: VecDeque::new(), turn: 0, is_swept: false, is_relieved: false };
         let servers = servers.into_iter();
         let servers = servers.map(|(connector, name)| Server { connector, name, changed: Notify::new() }).collect();
         Arc::new(Self { servers, config, state: Mutex::new(state) })
@@ -145,22 +152,20 @@ impl<C: Connect> Pool<C> {
     fn release(self: &Arc<Self>, mut grant: Grant<C::Stream>, connection: Option<Connection<C::Stream>>) {
         let index = grant.server;
         let mut state = self.state();
+        let now = Instant::now();
         let server = &mut state.servers[index];
         server.active -= 1;
-        server.unheard -= usize::from(grant.is_unheard);
-        if grant.is_probe {
-            server.is_probed = false;
-        }
-        // Kept while others have not been accepted, it would keep a server that serves one connection at a time from ever doing so.
+        server.hear(grant.unheard_since.take());
+        server.is_probed &= !grant.is_probe;
         let is_wanted = self.config.keep_alive
-            && server.unheard == 0
+            && !server.is_starving(now)
             && !server.is_out_of_service()
             && server.idle.len() < self.config.idle;
         let is_idle = is_wanted && connection.is_some();
         // What is not kept is closed when the mutex is free.
         grant.connection = match connection {
             Some(connection) if is_wanted => {
-                server.idle.push(Idle { connection, since: Instant::now() });
+                server.idle.push(Idle { connection, since: now });
                 None
             }
             other => other,
@@ -168,12 +173,19 @@ impl<C: Connect> Pool<C> {
         let has_changed = server.active == 0 || server.left == 0;
         state.dispatch(&self.config);
         let to_sweep = is_idle && !std::mem::replace(&mut state.is_swept, true);
+        let may_starve = is_idle && !state.servers[index].unheard.is_empty();
+        let to_relieve = may_starve && !std::mem::replace(&mut state.is_relieved, true);
         drop(state);
         if has_changed {
             self.servers[index].changed.notify_waiters();
         }
-        if to_sweep && let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(Self::sweep(Arc::downgrade(self), self.config.idle_time));
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            if to_sweep {
+                runtime.spawn(Self::sweep(Arc::downgrade(self), self.config.idle_time));
+            }
+            if to_relieve {
+                runtime.spawn(Self::relieve(Arc::downgrade(self)));
+            }
         }
     }
 
@@ -210,6 +222,28 @@ impl<C: Connect> Pool<C> {
                 }
             };
             tokio::time::sleep_until(next).await;
+        }
+    }
+
+    /// Closes idle connections to servers that do not accept others, as long as there may be such.
+    async fn relieve(pool: Weak<Self>) {
+        loop {
+            tokio::time::sleep(STARVES_AFTER).await;
+            let Some(pool) = pool.upgrade() else { return };
+            let mut state = pool.state();
+            let now = Instant::now();
+            let mut closed = Vec::new();
+            for server in state.servers.iter_mut().filter(|server| server.is_starving(now)) {
+                closed.append(&mut server.idle);
+            }
+            state.is_relieved =
+                state.servers.iter().any(|server| !server.idle.is_empty() && !server.unheard.is_empty());
+            let is_over = !state.is_relieved;
+            drop(state);
+            drop(closed);
+            if is_over {
+                return;
+            }
         }
     }
 
@@ -261,6 +295,21 @@ impl<S: Io> ServerState<S> {
     fn is_out_of_service(&self) -> bool {
         self.is_paused || self.left == 0
     }
+
+    /// Whether a new connection has waited for so long that the server may not have accepted it: one that serves a connection at a time does not
+    /// as long as it has one, and a connection that is kept would be that.
+    fn is_starving(&self, now: Instant) -> bool {
+        self.unheard.front().is_some_and(|since| now - *since >= STARVES_AFTER)
+    }
+
+    /// A connection that waited since then has been heard of, or is no more.
+    fn hear(&mut self, since: Option<Instant>) {
+        if let Some(since) = since
+            && let Ok(index) = self.unheard.binary_search(&since)
+        {
+            self.unheard.remove(index);
+        }
+    }
 }
 
 impl<S: Io> State<S> {
@@ -307,6 +356,11 @@ impl<S: Io> State<S> {
         server.is_probed |= is_probe;
         let connection = loop {
             match server.idle.pop() {
+                // A new connection waits behind those that do.
+                _ if server.is_starving(now) => {
+                    server.idle.clear();
+                    break None;
+                }
                 Some(Idle { since, .. }) if now - since >= config.idle_time => {}
                 Some(Idle { mut connection, .. }) => {
                     if connection.is_quiet() {
@@ -316,9 +370,9 @@ impl<S: Io> State<S> {
                 None => break None,
             }
         };
-        let (is_unheard, is_failing) = (connection.is_none(), server.failures > 0);
-        server.unheard += usize::from(is_unheard);
-        Some(Grant { server: index, connection, is_unheard, is_probe, is_failing })
+        let unheard_since = connection.is_none().then_some(now);
+        server.unheard.extend(unheard_since);
+        Some(Grant { server: index, connection, unheard_since, is_probe, is_failing: server.failures > 0 })
     }
 
     /// Gives places to those who wait, in order.
@@ -344,7 +398,7 @@ impl<S: Io> State<S> {
                 let server = &mut self.servers[grant.server];
                 server.active -= 1;
                 server.left += 1;
-                server.unheard -= usize::from(grant.is_unheard);
+                server.hear(grant.unheard_since);
                 server.is_probed &= !grant.is_probe;
                 server.idle.extend(grant.connection.map(|connection| Idle { connection, since: Instant::now() }));
             }
@@ -397,9 +451,11 @@ impl<C: Connect> Place<C> {
         // The others that wait there will hardly live.
         let dead = std::mem::take(&mut server.idle);
         if let Some(grant) = &mut self.grant
-            && !std::mem::replace(&mut grant.is_unheard, true)
+            && grant.unheard_since.is_none()
         {
-            server.unheard += 1;
+            let now = Instant::now();
+            grant.unheard_since = Some(now);
+            server.unheard.push_back(now);
         }
         drop(state);
         drop(dead);
@@ -408,12 +464,12 @@ impl<C: Connect> Place<C> {
     /// The server answers.
     pub(super) fn succeeded(&mut self) {
         let Some(grant) = &mut self.grant else { return };
-        if !grant.is_unheard && !grant.is_failing {
+        if grant.unheard_since.is_none() && !grant.is_failing {
             return;
         }
         let mut state = self.pool.state();
         let server = &mut state.servers[grant.server];
-        server.unheard -= usize::from(std::mem::take(&mut grant.is_unheard));
+        server.hear(grant.unheard_since.take());
         let was_down = server.down_until.take().is_some();
         server.failures = 0;
         drop(state);
