@@ -26,6 +26,7 @@ mod answer;
 mod stderr;
 mod connection;
 mod pool;
+mod programs;
 
 use std::fmt;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ pub use self::config::{Config, ConfigError, RequestBody};
 pub use self::connect::{Connect, Socket};
 pub use self::failure::{Cause, Failure};
 use self::pool::Pool;
+pub use self::programs::{ProgramConfig, ProgramError, Programs};
 use crate::address::Endpoint;
 use crate::application::{Application, Body, Environ, Error, StartResponse};
 
