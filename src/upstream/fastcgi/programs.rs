@@ -141,6 +141,8 @@ impl Programs {
         let forwarder = Forwarder::new(endpoints, config)?;
         let (stop, workers) = (CancellationToken::new(), TaskTracker::new());
         for (index, listener) in listeners.into_iter().enumerate() {
+            // Until its process is there.
+            forwarder.pool.hold(index);
             let worker =
                 Worker { index, listener, program: program.clone(), pool: forwarder.pool.clone(), stop: stop.clone() };
             let folder = folder.clone();
