@@ -14,7 +14,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("middleware", &["application", "protocol"]),
     ("gateway", &["application", "address", "protocol"]),
     ("tower", &["application", "protocol"]),
-    ("upstream", &["application", "protocol"]),
+    ("upstream", &["application", "address", "protocol"]),
 ];
 
 /// The files that may hold `unsafe`. ARCHITECTURE.md says why.

@@ -29,7 +29,7 @@ pub(crate) use environ::{Cancellable, Cancelling, Facts};
 pub use environ::{Cancellation, Environ, NotText, Peer, Server, VariableError, Variables};
 pub use error::Error;
 pub use errors::{Errors, Log};
-#[cfg(any(feature = "tower", feature = "upstream-cgi"))]
+#[cfg(any(feature = "tower", feature = "upstream-cgi", feature = "upstream-fastcgi"))]
 pub(crate) use head::is_hop_by_hop;
 pub use head::{Head, HeadError, Headers, Status};
 pub use input::{BlockingInput, Input, InputError, Lines, Source};
