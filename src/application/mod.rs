@@ -13,20 +13,24 @@ mod body;
 mod error;
 mod class;
 mod blocking;
+mod forwarded;
 pub mod driver;
 #[cfg(any(feature = "http", feature = "tower"))]
 pub(crate) mod message;
+#[cfg(any(feature = "tower", feature = "upstream-files", feature = "upstream-http"))]
+pub(crate) mod target;
 
 pub use blocking::{BlockingApplication, Pool, PoolConfig, PoolFull, blocking};
 pub use body::{Body, DEFAULT_BLOCK_SIZE, FileRange, FileReader, Frame, Frames, IntoChunk};
 pub use callable::{AnyApplication, Application};
 pub use class::{Class, ClassApplication, class};
-#[cfg(feature = "tower")]
+#[cfg(feature = "upstream-http")]
 pub(crate) use environ::PATH;
 pub use environ::{Cancellation, Environ, NotText, Peer, Server, VariableError, Variables};
 pub use error::Error;
 pub use errors::{Errors, Log};
-#[cfg(feature = "tower")]
+pub use forwarded::ForwardedFor;
+#[cfg(any(feature = "tower", feature = "upstream-http"))]
 pub(crate) use head::is_hop_by_hop;
 pub use head::{Head, HeadError, Headers, Status};
 pub use input::{BlockingInput, Input, InputError, Lines, Source};

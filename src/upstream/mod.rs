@@ -7,3 +7,11 @@
 pub mod cgi;
 #[cfg(feature = "upstream-fastcgi")]
 pub mod fastcgi;
+#[cfg(feature = "upstream-files")]
+pub mod files;
+#[cfg(feature = "upstream-http")]
+pub mod http;
+#[cfg(feature = "upstream-files")]
+mod root;
+#[cfg(feature = "upstream-files")]
+pub mod site;

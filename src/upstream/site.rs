@@ -1,0 +1,1 @@
+//! A PHP site.
