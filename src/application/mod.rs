@@ -24,8 +24,6 @@ pub use blocking::{BlockingApplication, Pool, PoolConfig, PoolFull, blocking};
 pub use body::{Body, DEFAULT_BLOCK_SIZE, FileRange, FileReader, Frame, Frames, IntoChunk};
 pub use callable::{AnyApplication, Application};
 pub use class::{Class, ClassApplication, class};
-#[cfg(feature = "upstream-http")]
-pub(crate) use environ::PATH;
 pub use environ::{Cancellation, Environ, NotText, Peer, Server, VariableError, Variables};
 pub use error::Error;
 pub use errors::{Errors, Log};

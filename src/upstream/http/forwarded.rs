@@ -6,6 +6,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use super::request::{client_host, refuse};
 use super::{Config, Failure, ForwardedFields, TargetPath};
+use crate::application::target::encode_path;
 use crate::application::{Environ, ForwardedFor};
 use crate::protocol::cgi::names;
 
@@ -66,8 +67,7 @@ pub(super) fn add(fields: &mut HeaderMap, environ: &Environ, config: &Config) ->
                 claim(X_FORWARDED_PORT, port)?;
             }
             if config.path == TargetPath::PathInfo && !environ.script_name().is_empty() {
-                let prefix: String =
-                    percent_encoding::percent_encode(environ.script_name(), crate::application::PATH).collect();
+                let prefix = encode_path(environ.script_name());
                 claim(X_FORWARDED_PREFIX, prefix.as_bytes())?;
             }
         }

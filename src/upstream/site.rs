@@ -1,1 +1,0 @@
-//! A PHP site.
