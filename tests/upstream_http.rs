@@ -251,7 +251,7 @@ async fn a_connection_is_used_again() {
 async fn a_connection_is_closed_when_it_is_not_to_be_kept() {
     let answer = vec![Reply::ReadHead, say(OK), Reply::ReadUntil("never")];
     let server = Scripted::new(vec![answer.clone(), answer]).await;
-    let proxy = proxy(server.address, Config { idle_connections: 0, ..Config::default() });
+    let proxy = proxy(server.address, Config { idle: 0, ..Config::default() });
     for _ in 0..2 {
         text_of(&proxy, get("/")).await.unwrap();
     }
@@ -262,7 +262,7 @@ async fn a_connection_is_closed_when_it_is_not_to_be_kept() {
 async fn a_connection_that_was_kept_too_long_is_not_used() {
     let answer = vec![Reply::ReadHead, say(OK), Reply::Stall];
     let server = Scripted::new(vec![answer.clone(), answer]).await;
-    let proxy = proxy(server.address, Config { idle_timeout: Duration::from_millis(50), ..Config::default() });
+    let proxy = proxy(server.address, Config { idle_time: Duration::from_millis(50), ..Config::default() });
     text_of(&proxy, get("/")).await.unwrap();
     tokio::time::sleep(Duration::from_millis(200)).await;
     text_of(&proxy, get("/")).await.unwrap();
@@ -662,7 +662,7 @@ async fn an_answer_that_nobody_reads_to_its_end_closes_its_connection() {
 #[tokio::test]
 async fn so_many_at_once_so_many_in_the_queue_and_503_for_the_rest() {
     let server = Scripted::new(vec![vec![Reply::ReadHead, Reply::Stall]]).await;
-    let config = Config { connections: 1, queue: 1, queue_timeout: SECOND / 4, ..Config::default() };
+    let config = Config { connections: 1, queue: 1, queue_wait: SECOND / 4, ..Config::default() };
     let proxy = proxy(server.address, config);
     let mut first = Box::pin(call(proxy.clone(), get("/1")));
     assert!(futures_util::poll!(&mut first).is_pending());

@@ -14,6 +14,7 @@ mod error;
 mod class;
 mod blocking;
 mod forwarded;
+mod local_redirect;
 pub mod driver;
 #[cfg(any(feature = "http", feature = "tower"))]
 pub(crate) mod message;
@@ -28,8 +29,9 @@ pub use environ::{Cancellation, Environ, NotText, Peer, Server, VariableError, V
 pub use error::Error;
 pub use errors::{Errors, Log};
 pub use forwarded::ForwardedFor;
-#[cfg(any(feature = "tower", feature = "upstream-http"))]
+#[cfg(any(feature = "tower", feature = "upstream-cgi", feature = "upstream-http"))]
 pub(crate) use head::is_hop_by_hop;
 pub use head::{Head, HeadError, Headers, Status};
 pub use input::{BlockingInput, Input, InputError, Lines, Source};
+pub use local_redirect::LocalRedirects;
 pub use start_response::{Event, StartError, StartResponse, Write, WriteError};

@@ -15,3 +15,8 @@ pub mod http;
 mod root;
 #[cfg(feature = "upstream-files")]
 pub mod site;
+#[cfg_attr(
+    not(feature = "upstream-cgi"),
+    allow(dead_code, reason = "what is spooled for scripts is more than what FastCGI needs")
+)]
+mod spool;

@@ -36,7 +36,7 @@ pub enum Failure {
         /// The limit of those that wait.
         waiting: usize,
     },
-    /// [`Config::queue_timeout`](super::Config::queue_timeout).
+    /// [`Config::queue_wait`](super::Config::queue_wait).
     #[error("no connection to {target} became free within {after:?}")]
     QueueTimeout {
         /// The server.

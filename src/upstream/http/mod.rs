@@ -65,11 +65,11 @@ pub struct Config {
     /// How many more may wait for their turn. One more is 503. Default: 1,024.
     pub queue: usize,
     /// How long one may wait for its turn before it is 503, too. Default: 10 seconds.
-    pub queue_timeout: Duration,
+    pub queue_wait: Duration,
     /// How many connections are kept without a request; 0 closes each after its answer. Default: 64.
-    pub idle_connections: usize,
+    pub idle: usize,
     /// How long a connection is kept without a request. Default: 60 seconds.
-    pub idle_timeout: Duration,
+    pub idle_time: Duration,
     /// For `https:`: the certificates, in a file of PEM, that the server's must come from. Default: those that the system trusts.
     pub ca_file: Option<PathBuf>,
     /// For `https:`: the name that the server's certificate must be for, and that it is told (SNI). Default: the address's host.
@@ -93,9 +93,9 @@ impl Default for Config {
             window: 128 << 10,
             connections: 1024,
             queue: 1024,
-            queue_timeout: Duration::from_secs(10),
-            idle_connections: 64,
-            idle_timeout: Duration::from_secs(60),
+            queue_wait: Duration::from_secs(10),
+            idle: 64,
+            idle_time: Duration::from_secs(60),
             ca_file: None,
             server_name: None,
         }

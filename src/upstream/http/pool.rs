@@ -25,9 +25,9 @@ pub(super) struct Pool {
     admitted: Arc<Semaphore>,
     connections: usize,
     queue: usize,
-    queue_timeout: Duration,
-    idle_connections: usize,
-    idle_timeout: Duration,
+    queue_wait: Duration,
+    idle: usize,
+    idle_time: Duration,
 }
 
 #[derive(Default)]
@@ -68,9 +68,9 @@ impl Pool {
             admitted: Arc::new(Semaphore::new(admitted)),
             connections,
             queue: config.queue,
-            queue_timeout: config.queue_timeout,
-            idle_connections: config.idle_connections,
-            idle_timeout: config.idle_timeout,
+            queue_wait: config.queue_wait,
+            idle: config.idle,
+            idle_time: config.idle_time,
         }
     }
 
@@ -84,10 +84,10 @@ impl Pool {
         let admitted = self.admitted.clone().try_acquire_owned().map_err(|_| busy())?;
         let running = match self.running.clone().try_acquire_owned() {
             Ok(running) => running,
-            Err(_) => match tokio::time::timeout(self.queue_timeout, self.running.clone().acquire_owned()).await {
+            Err(_) => match tokio::time::timeout(self.queue_wait, self.running.clone().acquire_owned()).await {
                 Ok(running) => running.map_err(|_| busy())?,
                 Err(_) => {
-                    return Err(Failure::QueueTimeout { target: self.target().into(), after: self.queue_timeout });
+                    return Err(Failure::QueueTimeout { target: self.target().into(), after: self.queue_wait });
                 }
             },
         };
@@ -98,7 +98,7 @@ impl Pool {
     pub(super) async fn kept(&self) -> Option<Connection> {
         loop {
             let (since, mut connection) = self.lock().connections.pop()?;
-            if since.elapsed() < self.idle_timeout
+            if since.elapsed() < self.idle_time
                 && matches!(tokio::time::timeout(READY, connection.sender.ready()).await, Ok(Ok(())))
             {
                 return Some(connection);
@@ -122,16 +122,16 @@ impl Pool {
 
     /// Keeps a connection whose exchange is over, on both sides.
     pub(super) fn keep(self: &Arc<Self>, connection: Connection) {
-        if self.idle_connections == 0 || connection.sender.is_closed() {
+        if self.idle == 0 || connection.sender.is_closed() {
             return;
         }
         let mut kept = self.lock();
-        if kept.connections.len() >= self.idle_connections {
+        if kept.connections.len() >= self.idle {
             kept.connections.remove(0);
         }
         kept.connections.push((Instant::now(), connection));
         if !std::mem::replace(&mut kept.swept, true) {
-            tokio::spawn(sweep(Arc::downgrade(self), self.idle_timeout));
+            tokio::spawn(sweep(Arc::downgrade(self), self.idle_time));
         }
     }
 
@@ -141,15 +141,15 @@ impl Pool {
 }
 
 /// Closes what has been kept too long, as long as there is anything.
-async fn sweep(pool: Weak<Pool>, idle_timeout: Duration) {
-    let mut next = Instant::now() + idle_timeout;
+async fn sweep(pool: Weak<Pool>, idle_time: Duration) {
+    let mut next = Instant::now() + idle_time;
     loop {
         tokio::time::sleep_until(next).await;
         let Some(pool) = pool.upgrade() else { return };
         let mut kept = pool.lock();
-        kept.connections.retain(|(since, connection)| since.elapsed() < idle_timeout && !connection.sender.is_closed());
+        kept.connections.retain(|(since, connection)| since.elapsed() < idle_time && !connection.sender.is_closed());
         match kept.connections.first() {
-            Some((since, _)) => next = *since + idle_timeout,
+            Some((since, _)) => next = *since + idle_time,
             None => {
                 kept.swept = false;
                 return;
