@@ -7,11 +7,15 @@ pub mod validate;
 mod mount;
 mod limit;
 mod timeout;
+mod authorizer;
+mod client_address;
 #[cfg(feature = "access-log")]
 mod access_log;
 
 #[cfg(feature = "access-log")]
 pub use access_log::{AccessLog, Format, access_log, to_writer};
+pub use authorizer::{Authorized, AuthorizerConfig, AuthorizerFailed, authorizer};
+pub use client_address::{ClientAddress, ClientAddressConfig, ClientField, client_address};
 pub use limit::{Limit, Limited, limit};
 pub use mount::Mount;
 pub use timeout::{Limits, TimedOut, Timeout, timeout};

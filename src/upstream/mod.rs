@@ -15,6 +15,7 @@ pub mod http;
 mod root;
 #[cfg(feature = "upstream-files")]
 pub mod site;
+#[cfg(any(feature = "upstream-cgi", feature = "upstream-fastcgi"))]
 #[cfg_attr(
     not(feature = "upstream-cgi"),
     allow(dead_code, reason = "what is spooled for scripts is more than what FastCGI needs")

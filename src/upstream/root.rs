@@ -18,7 +18,7 @@ pub(super) const DEFAULT_MAX_PATH: usize = 4096;
 /// What is done about symbolic links.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Links {
-    /// Followed as long as they stay within the folder, however they are written. One that leaves it is 404.
+    /// Followed as long as what they lead to in the end lies within the folder, however they are written. Else it is 404.
     #[default]
     Within,
     /// Followed wherever they lead, as most web servers do.

@@ -109,9 +109,16 @@ impl Files {
 
 impl Application for Files {
     async fn call(&self, environ: Environ, start_response: StartResponse) -> Result<Body, Error> {
-        let answer = self.shared.answer(&environ).await?;
-        start_response.start(answer.status, answer.headers)?;
-        Ok(answer.body)
+        let Answer { status, mut headers, mut body } = self.shared.answer(&environ).await?;
+        if environ.method() == b"HEAD" {
+            // A body that is left out is announced all the same (RFC 9110 9.3.2).
+            if let Some(len) = body.exact_len().filter(|_| status != 304 && !headers.contains("Content-Length")) {
+                headers.push("Content-Length", len.to_string());
+            }
+            body = Body::empty();
+        }
+        start_response.start(status, headers)?;
+        Ok(body)
     }
 }
 
@@ -246,10 +253,8 @@ impl Shared {
             }
         };
         headers.push("Content-Length", len.to_string());
-        let body = match environ.method() {
-            b"HEAD" => Body::empty(),
-            _ => body(file, offset, len),
-        };
+        // A HEAD's bytes would be read for nobody.
+        let body = if environ.method() == b"HEAD" { Body::empty() } else { body(file, offset, len) };
         Ok(Answer { status, headers, body })
     }
 }

@@ -119,7 +119,12 @@ impl<S: Application, F: Application> Site<S, F> {
 impl<S: Application, F: Application> Application for Site<S, F> {
     async fn call(&self, mut environ: Environ, start_response: StartResponse) -> Result<Body, Error> {
         let site = &*self.shared;
-        let place = site.find(&environ).await.map_err(LookupError::into_error)?;
+        let place = match site.find(&environ).await {
+            Ok(place) => place,
+            // What is missing is no failure that anybody's log should fill with.
+            Err(LookupError::Missing | LookupError::Hidden(_)) => Place::Status(404),
+            Err(error) => return Err(error.into_error()),
+        };
         match place {
             Place::Script { mounted_at, script, path_info, query } => {
                 site.describe(&mut environ, &mounted_at, &script, &path_info, query)?;
@@ -287,11 +292,12 @@ impl<S, F> Shared<S, F> {
         let request_uri = environ.target().into_owned();
         let script_name = [mounted_at, &script.absolute()].concat();
         let root = self.script_root.as_os_str().as_bytes();
+        // Scripts put a slash and a name behind it.
         let root = root.strip_suffix(b"/").unwrap_or(root);
         let query = query.unwrap_or_else(|| environ.query_string().to_vec());
         let variables = environ.variables_mut();
         variables.set(names::SCRIPT_FILENAME, [root, &script.absolute()].concat())?;
-        variables.set(names::DOCUMENT_ROOT, self.script_root.as_os_str().as_bytes())?;
+        variables.set(names::DOCUMENT_ROOT, if root.is_empty() { b"/" } else { root })?;
         variables.set(names::PATH_INFO, path_info)?;
         match path_info {
             [] => variables.remove(names::PATH_TRANSLATED),
@@ -317,11 +323,11 @@ impl<S, F> Shared<S, F> {
     }
 }
 
-/// A path that may be a file's; none where a name on it is hidden.
+/// A path that may be a file's; none where a name on it is hidden, or it became too long.
 fn visible(path: &[u8], limit: usize) -> Result<Option<Relative>, LookupError> {
     match Relative::new(path, limit) {
         Ok(path) => Ok(Some(path)),
-        Err(LookupError::Hidden(_)) => Ok(None),
+        Err(LookupError::Hidden(_) | LookupError::TooLong { .. }) => Ok(None),
         Err(error) => Err(error),
     }
 }
