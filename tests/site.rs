@@ -8,12 +8,14 @@ use std::sync::{Arc, Mutex};
 
 use gatespan::address::Endpoint;
 use gatespan::application::driver::call;
-use gatespan::application::{Application, Variables};
+use gatespan::application::{AnyApplication, Application, Variables};
 use gatespan::gateway::http as gateway;
-use gatespan::gateway::listener::Listener;
-use gatespan::middleware::Mount;
+use gatespan::gateway::listener::{ListenOptions, Listener};
+use gatespan::middleware::{AuthorizerConfig, ClientAddressConfig, Mount, authorizer, client_address};
+use gatespan::protocol::fastcgi::Role;
 use gatespan::upstream::fastcgi::{self, Forwarder};
 use gatespan::upstream::files::{self, Files};
+use gatespan::upstream::http::{self, Proxy};
 use gatespan::upstream::site::{Config, Links, Site};
 use gatespan::{Body, Environ, Error, StartResponse};
 use tempfile::TempDir;
@@ -379,6 +381,77 @@ async fn no_header_becomes_a_variable_of_the_server() {
         ("HTTP_SCRIPT_FILENAME", Some("/etc/passwd".into())),
     ] {
         assert_eq!(answer.line(name), expected, "{name}");
+    }
+}
+
+/// A FastCGI server in the role Authorizer, and an HTTP server in its place, before a site.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authorizer_of_either_kind_stands_before_a_site() {
+    async fn checks(environ: Environ, start_response: StartResponse) -> Result<Body, Error> {
+        let is_for_info = environ.target().starts_with(b"/info.php");
+        match environ.header("X-Token") {
+            Some(b"swordfish") if is_for_info => {
+                start_response.start("200 OK", [("Variable-AUTH_NAME", "alice"), ("Variable-HTTP_X_EVIL", "1")])?;
+                Ok(Body::empty())
+            }
+            _ => {
+                start_response.start("401 Unauthorized", [("WWW-Authenticate", "Token")])?;
+                Ok("Who is there?\n".into())
+            }
+        }
+    }
+    let php = Php::start("flat");
+    let socket = php.scratch.path("authorizer.sock");
+    let listener = Listener::bind(&Endpoint::Unix(socket.clone()), &ListenOptions::default()).await.unwrap();
+    let mut config = gatespan::gateway::fastcgi::Config::default();
+    config.roles = config.roles.with(Role::Authorizer);
+    tokio::spawn(async move {
+        let _ = gatespan::gateway::fastcgi::serve(listener, checks, config, std::future::pending()).await;
+    });
+    let fastcgi = Forwarder::new([Endpoint::Unix(socket)], fastcgi::Config::default()).unwrap();
+    let http = Proxy::new(&format!("http://{}", serve(checks)).parse().unwrap(), http::Config::default()).unwrap();
+    let gone = Proxy::new(&"http:/nowhere.sock".parse().unwrap(), http::Config::default()).unwrap();
+    for (kind, checker) in [
+        ("fastcgi", AnyApplication::new(fastcgi)),
+        ("http", AnyApplication::new(http)),
+        ("gone", AnyApplication::new(gone)),
+    ] {
+        let site = authorizer(php.site("", Config::default()), checker, AuthorizerConfig::default());
+        let mut client = Client::connect(serve(site)).await.unwrap();
+        let token = [("X-Token", "swordfish"), ("Auth-Name", "root"), ("X-Evil", "0")];
+        let answer = client.send("POST", "/info.php/x?a=b", &token, Upload::Text("body")).await.unwrap();
+        if kind == "gone" {
+            assert_eq!(answer.status, 502);
+            continue;
+        }
+        assert_eq!(answer.status, 200, "{kind}: {}", answer.text());
+        let line = |name| answer.line(name);
+        assert_eq!(line("AUTH_NAME").as_deref(), Some("alice"), "{kind}");
+        assert_eq!((line("HTTP_X_EVIL").as_deref(), line("PATH_INFO").as_deref()), (Some("0"), Some("/x")), "{kind}");
+        assert_eq!(line("body").as_deref(), Some("body"), "{kind}");
+        let refused = client.send("POST", "/info.php", &[], Upload::Text("body")).await.unwrap();
+        assert_eq!((refused.status, &*refused.text()), (401, "Who is there?\n"), "{kind}");
+        assert_eq!(refused.values("www-authenticate"), ["Token"], "{kind}");
+        assert_eq!(client.send("GET", "/style.css", &token, Upload::Nothing).await.unwrap().status, 401, "{kind}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn php_sees_the_client_behind_a_trusted_proxy_and_no_other() {
+    let php = Php::start("front");
+    let forwarded = [("X-Forwarded-For", "203.0.113.9"), ("X-Forwarded-Proto", "https"), ("Host", "example.org")];
+    for (trusted, text) in [
+        ("127.0.0.0/8", "https://example.org from 203.0.113.9\n"),
+        ("10.0.0.0/8", "http://example.org from 127.0.0.1\n"),
+    ] {
+        let config = ClientAddressConfig { trusted: trusted.parse().unwrap(), ..ClientAddressConfig::default() };
+        let address = serve(client_address(php.site("public", style(LARAVEL)), config));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let fields: String = forwarded.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        stream.write_all(format!("GET /url HTTP/1.1\r\n{fields}Connection: close\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.contains(text), "{trusted}: {answer}");
     }
 }
 

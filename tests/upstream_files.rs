@@ -414,7 +414,10 @@ async fn a_folder_that_is_not_there_is_refused_at_the_start() {
 async fn the_interface_is_kept_to_in_every_kind_of_answer() {
     let scratch = site();
     let config = Config { listing: true, precompressed: vec![Coding::Gzip], ..Config::default() };
-    let address = serve(validate(files(&scratch, config)));
+    let breaches = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let reported = breaches.clone();
+    let report = move |breach: &gatespan::middleware::Breach| reported.lock().unwrap().push(breach.to_string());
+    let address = serve(validate(files(&scratch, config)).report_to(report));
     let mut client = Client::connect(address).await.unwrap();
     for (method, target, headers, status) in [
         ("GET", "/", &[][..], 200),
@@ -433,4 +436,5 @@ async fn the_interface_is_kept_to_in_every_kind_of_answer() {
         let answer = client.send(method, target, headers, Upload::Nothing).await.unwrap();
         assert_eq!((answer.status, answer.cut.as_deref()), (status, None), "{method} {target}: {}", answer.text());
     }
+    assert_eq!(*breaches.lock().unwrap(), Vec::<String>::new());
 }

@@ -366,6 +366,22 @@ async fn bad_servers_are_502_and_504_with_their_cause() {
             502,
             "expected the head",
         ),
+        (
+            "a coding that nobody asked for",
+            vec![
+                Reply::ReadHead,
+                say("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
+                Reply::Stall,
+            ],
+            502,
+            "Transfer-Encoding",
+        ),
+        (
+            "a field that nobody may pass on",
+            vec![Reply::ReadHead, say("HTTP/1.1 200 OK\r\nA: b\rSet-Cookie: c=d\r\n\r\n"), Reply::Stall],
+            502,
+            "expected",
+        ),
         ("a long head", vec![Reply::ReadHead, say(&long_field), Reply::Stall], 502, "expected the head"),
         ("many fields", vec![Reply::ReadHead, say(&many_fields), Reply::Stall], 502, "expected the head"),
         (
@@ -430,6 +446,72 @@ async fn an_answer_that_stops_is_cut() {
         assert_eq!(head.status.code(), 200);
         let error = within(body.read_to_end(99)).await.expect_err(name);
         assert!(error.to_string().contains(cause), "{name}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn of_chunks_and_a_length_the_chunks_count() {
+    let both = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let server = Scripted::new(vec![vec![Reply::ReadHead, say(both), Reply::Stall]]).await;
+    let response = within(call(proxy(server.address, Config::default()), get("/"))).await.unwrap();
+    assert!(!response.head.headers.contains("Content-Length"), "{:?}", response.head);
+    let mut body = response.body;
+    assert_eq!(within(body.read_to_end(99)).await.unwrap(), "hello");
+}
+
+/// How much goes through when nobody reads at the other end, of what would be 64 MiB.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_side_that_takes_nothing_stops_the_other() {
+    const MANY: usize = 1024;
+    const MOST: usize = 24 << 20;
+    let (sent, counter) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let count = sent.clone();
+    let endless = move |_: Environ, start_response: StartResponse| {
+        let count = count.clone();
+        async move {
+            start_response.start("200 OK", ())?;
+            let pieces = (0..MANY).map(move |_| {
+                count.fetch_add(64 << 10, Ordering::SeqCst);
+                Bytes::from(vec![0; 64 << 10])
+            });
+            Ok::<_, Error>(Body::iter(pieces))
+        }
+    };
+    let mut response = within(call(proxy(serve(endless), Config::default()), get("/"))).await.unwrap();
+    let mut received = within(data(&mut response)).await.unwrap().len();
+    tokio::time::sleep(SECOND).await;
+    assert!(sent.load(Ordering::SeqCst) < MOST, "{} bytes of an answer were taken", sent.load(Ordering::SeqCst));
+    while let Some(data) = within(data(&mut response)).await {
+        received += data.len();
+    }
+    assert_eq!(received, 64 << 20);
+
+    let server = Scripted::new(vec![vec![Reply::ReadHead, Reply::Stall]]).await;
+    let (sender, receiver) = tokio::sync::mpsc::channel::<Bytes>(1);
+    let taken = counter.clone();
+    tokio::spawn(async move {
+        while sender.send(Bytes::from(vec![0; 64 << 10])).await.is_ok() {
+            taken.fetch_add(64 << 10, Ordering::SeqCst);
+        }
+    });
+    let uploading = tokio::spawn(call(
+        proxy(server.address, Config::default()),
+        post(Input::from_source(Channel(receiver), Some(1 << 30))),
+    ));
+    tokio::time::sleep(SECOND).await;
+    assert!(counter.load(Ordering::SeqCst) < MOST, "{} bytes of an upload were taken", counter.load(Ordering::SeqCst));
+    uploading.abort();
+}
+
+#[tokio::test]
+async fn no_more_connections_are_kept_than_may_be() {
+    let answers = [Reply::ReadHead, Reply::Sleep(SECOND / 5), say(OK)];
+    let server = Scripted::new(vec![[answers.clone(), answers].concat(); 4]).await;
+    let proxy = proxy(server.address, Config { idle: 1, ..Config::default() });
+    for connections in [2, 3] {
+        let (first, second) = tokio::join!(text_of(&proxy, get("/1")), text_of(&proxy, get("/2")));
+        assert_eq!((first.unwrap().0, second.unwrap().0), (200, 200));
+        assert_eq!(server.connections(), connections);
     }
 }
 
@@ -521,6 +603,26 @@ async fn a_client_that_takes_its_time_with_its_body_is_not_the_server_s_delay() 
     // Once the body is there, the server's time runs.
     let error = text_of(&proxy, upload(Duration::ZERO)).await.unwrap_err();
     assert_eq!(error.status(), 504, "{error}");
+}
+
+/// FastCGI has no other way to say that there is no body than to end it.
+#[tokio::test]
+async fn a_body_without_a_length_that_has_nothing_is_none() {
+    let answer = vec![Reply::ReadHead, say(OK)];
+    let server = Scripted::new(vec![answer.clone(), answer]).await;
+    let (sender, receiver) = tokio::sync::mpsc::channel::<Bytes>(1);
+    drop(sender);
+    let environ = get("/").with_input(Input::from_source(Channel(receiver), None));
+    assert_eq!(text_of(&proxy(server.address, Config::default()), environ).await.unwrap().0, 200);
+    assert!(!server.received().to_ascii_lowercase().contains("transfer-encoding"), "{}", server.received());
+
+    let address = serve(echo);
+    let (sender, receiver) = tokio::sync::mpsc::channel::<Bytes>(1);
+    sender.send(Bytes::from_static(b"one ")).await.unwrap();
+    tokio::spawn(async move { sender.send(Bytes::from_static(b"two")).await });
+    let environ = get("/").with_input(Input::from_source(Channel(receiver), None));
+    let (_, text) = text_of(&proxy(address, Config::default()), environ).await.unwrap();
+    assert!(text.contains("body=one two\n"), "{text}");
 }
 
 #[tokio::test]

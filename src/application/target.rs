@@ -42,10 +42,15 @@ fn path_of_request_uri(environ: &Environ, with_script_name: bool) -> Option<Stri
         // HTTP/2 front ends have sent it in absolute form.
         false => raw.parse::<Uri>().ok()?.into_parts().path_and_query?,
     };
-    let below = below(path_and_query.path(), environ.script_name())?;
+    let path = path_and_query.path();
+    if environ.get(names::SCRIPT_NAME).is_none() && environ.get(names::PATH_INFO).is_none() {
+        // An authorizer is told neither (FastCGI 6.3).
+        return Some(path.to_owned());
+    }
+    let below = below(path, environ.script_name())?;
     let is_path_info = percent_decode_str(below).eq(environ.path_info().iter().copied());
     let is_query = path_and_query.query().unwrap_or("").as_bytes() == environ.query_string();
-    let path = if with_script_name { path_and_query.path() } else { below };
+    let path = if with_script_name { path } else { below };
     (is_path_info && is_query).then(|| path.to_owned())
 }
 

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::Response;
-use http::header::HeaderMap;
+use http::header::{self, HeaderMap};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::ext::ReasonPhrase;
@@ -27,6 +27,19 @@ pub(super) fn pass_on(
     deadline: Option<Instant>,
 ) -> Result<Body, Error> {
     let (mut parts, incoming) = response.into_parts();
+    let target = lease.pool.target();
+    let codings: Vec<&[u8]> =
+        parts.headers.get_all(header::TRANSFER_ENCODING).iter().map(|coding| coding.as_bytes().trim_ascii()).collect();
+    match *codings {
+        [] => {}
+        // RFC 9112 6.3: of both the chunks count, and the length is not passed on.
+        [coding] if coding.eq_ignore_ascii_case(b"chunked") => drop(parts.headers.remove(header::CONTENT_LENGTH)),
+        // Nobody has asked for another one (RFC 9112 7), and without its field nobody would know of it.
+        _ => {
+            let coding = codings.join(&b", "[..]).escape_ascii().to_string();
+            return Err(Failure::TransferCoding { target: target.into(), coding }.into_error());
+        }
+    }
     remove_hop_by_hop(&mut parts.headers);
     // Some servers add what CGI would read as the status.
     parts.headers.remove("status");
@@ -35,7 +48,10 @@ pub(super) fn pass_on(
             .unwrap_or_else(|_| parts.status.into()),
         None => usual_status(parts.status),
     };
-    start_response.start(status, fields(&parts.headers))?;
+    if let Err(error) = start_response.start(status, fields(&parts.headers)) {
+        let failure = format!("expected a head from {target} that can be passed on: {error}");
+        return Err(Error::new(failure).with_status(502));
+    }
     if incoming.is_end_stream() {
         lease.finish();
         return Ok(Body::empty());

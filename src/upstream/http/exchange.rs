@@ -1,7 +1,9 @@
 //! One request: sent, sent again where that is harmless, and its answer's head waited for.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
 use hyper::body::Incoming;
@@ -15,6 +17,10 @@ use super::request::{self, Progress, RequestBody};
 use super::{Config, Failure};
 use crate::application::{Body, Environ, Error, Input, StartResponse};
 
+/// How long a GET and its like are looked at for a body whose length nobody has announced: behind FastCGI that there is none shows only by its
+/// end. A body that begins later is sent in chunks all the same.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// Forwards the request, and gives the answer's head to `start_response`.
 pub(super) async fn forward(
     mut environ: Environ,
@@ -24,11 +30,17 @@ pub(super) async fn forward(
     authority: &str,
 ) -> Result<Body, Error> {
     let deadline = config.timeout.map(|timeout| Instant::now() + timeout);
-    let input = environ.take_input();
-    let head = request::head(&environ, input.remaining(), config, authority).map_err(Failure::into_error)?;
+    let mut input = environ.take_input();
+    let is_bodiless = Method::from_bytes(environ.method()).is_ok_and(|method| request::is_bodiless(&method));
+    let first = match input.remaining() {
+        None if is_bodiless => tokio::time::timeout(LOOK, input.chunk()).await.unwrap_or(Ok(None))?,
+        _ => None,
+    };
+    let len = if first.is_some() { None } else { input.remaining() };
+    let head = request::head(&environ, len, config, authority).map_err(Failure::into_error)?;
     let place = pool.place().await.map_err(Failure::into_error)?;
     let exchange = Exchange { pool, config, deadline };
-    let (response, connection, progress) = exchange.run(head, input).await?;
+    let (response, connection, progress) = exchange.run(head, first, input).await?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Failure::Switched { target: pool.target().into() }.into_error());
     }
@@ -52,23 +64,30 @@ enum Sent {
 }
 
 impl Exchange<'_> {
-    async fn run(&self, head: Parts, input: Input) -> Result<(Response<Incoming>, Connection, Progress), Error> {
+    async fn run(
+        &self,
+        head: Parts,
+        first: Option<Bytes>,
+        input: Input,
+    ) -> Result<(Response<Incoming>, Connection, Progress), Error> {
         let progress = Progress::new();
         // RFC 9110 9.2.2: only these may be sent again where it can't be known what the server made of them.
         let is_idempotent = matches!(
             head.method,
             Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
         );
-        let is_repeatable = is_idempotent && input.remaining() == Some(0);
+        let is_repeatable = is_idempotent && first.is_none() && input.remaining() == Some(0);
         let kept = self.pool.kept().await;
         let copy = (is_repeatable && kept.is_some()).then(|| head.clone());
-        let mut request = self.request(head, input, &progress);
+        let mut request = self.request(head, first, input, &progress);
         if let Some(connection) = kept {
             // RFC 9112 9.3.1: the server may have closed a kept connection just now. A new one tells what is true.
             request = match (self.send(connection, request, &progress).await?, copy) {
                 (Sent::Answered(response, connection), _) => return Ok((response, connection, progress)),
                 (Sent::Unsent(request, _), _) => *request,
-                (Sent::Failed(error), Some(head)) if is_dead(&error) => self.request(head, Input::empty(), &progress),
+                (Sent::Failed(error), Some(head)) if is_dead(&error) => {
+                    self.request(head, None, Input::empty(), &progress)
+                }
                 (Sent::Failed(error), _) => return Err(self.failure(error, &progress)),
             };
         }
@@ -79,9 +98,15 @@ impl Exchange<'_> {
         }
     }
 
-    fn request(&self, head: Parts, input: Input, progress: &Progress) -> http::Request<RequestBody> {
+    fn request(
+        &self,
+        head: Parts,
+        first: Option<Bytes>,
+        input: Input,
+        progress: &Progress,
+    ) -> http::Request<RequestBody> {
         let expects = head.headers.contains_key(http::header::EXPECT);
-        let mut body = RequestBody::new(input, progress.clone());
+        let mut body = RequestBody::new(first, input, progress.clone());
         let go_on = CancellationToken::new();
         if expects {
             body = body.expecting(go_on.clone(), self.config.expect_timeout);

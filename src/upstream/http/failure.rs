@@ -69,6 +69,14 @@ pub enum Failure {
         /// The server.
         target: String,
     },
+    /// A body in a coding that nobody asked for.
+    #[error("expected an answer from {target} as it is or in chunks, got Transfer-Encoding \"{coding}\"")]
+    TransferCoding {
+        /// The server.
+        target: String,
+        /// What Transfer-Encoding says.
+        coding: String,
+    },
     /// [`Config::head_timeout`](super::Config::head_timeout).
     #[error("{target} has not begun its answer within {after:?}")]
     HeadTimeout {
@@ -124,6 +132,7 @@ impl Failure {
             | Self::Closed { .. }
             | Self::Head { .. }
             | Self::Switched { .. }
+            | Self::TransferCoding { .. }
             | Self::Cut { .. } => 502,
             Self::Busy { .. } | Self::QueueTimeout { .. } => 503,
             Self::ConnectTimeout { .. }

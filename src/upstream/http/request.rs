@@ -63,7 +63,7 @@ pub(super) fn head(environ: &Environ, len: Option<u64>, config: &Config, authori
     // The framing is this connection's alone: one of both, whatever the client's fields say.
     fields.remove(header::CONTENT_LENGTH);
     match len {
-        Some(0) if matches!(method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::DELETE) => {}
+        Some(0) if is_bodiless(&method) => {}
         Some(len) => drop(fields.insert(header::CONTENT_LENGTH, len.into())),
         None => drop(fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))),
     }
@@ -77,6 +77,11 @@ pub(super) fn head(environ: &Environ, len: Option<u64>, config: &Config, authori
     let (mut parts, ()) = http::Request::new(()).into_parts();
     (parts.method, parts.uri, parts.version, parts.headers) = (method, uri, Version::HTTP_11, fields);
     Ok(parts)
+}
+
+/// Whether a method mostly comes without a body, so that its absence goes without saying.
+pub(super) fn is_bodiless(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::DELETE)
 }
 
 pub(super) fn refuse(name: &str, value: &[u8]) -> Failure {
@@ -100,6 +105,14 @@ fn fields(environ: &Environ) -> Result<HeaderMap, Failure> {
         let field = HeaderName::from_bytes(&name_buffer).map_err(|_| refuse("the name of a variable", name))?;
         let value = HeaderValue::from_bytes(value).map_err(|_| refuse(&name.escape_ascii().to_string(), value))?;
         match is_http {
+            // HTTP/2 takes cookies apart, and HTTP/1.1 has one field for them (RFC 9113 8.2.3).
+            true if field == header::COOKIE => {
+                if !fields.contains_key(&field) {
+                    let all = environ.get(name).unwrap_or_default();
+                    let all = HeaderValue::from_bytes(all).map_err(|_| refuse("HTTP_COOKIE", all))?;
+                    fields.insert(field, all);
+                }
+            }
             true => drop(fields.append(field, value)),
             // Of one that is repeated the last wins.
             false => drop(fields.insert(field, value)),
@@ -189,6 +202,8 @@ impl Progress {
 
 /// An environ's input as the body of a request.
 pub(super) struct RequestBody {
+    /// What was read of the input before.
+    first: Option<Bytes>,
     input: Input,
     progress: Progress,
     /// What the body waits for before its first byte.
@@ -196,9 +211,10 @@ pub(super) struct RequestBody {
 }
 
 impl RequestBody {
-    pub(super) fn new(input: Input, progress: Progress) -> Self {
-        progress.lock().finished = input.remaining() == Some(0);
-        Self { input, progress, gate: None }
+    /// A first piece, and what is left of the input behind it.
+    pub(super) fn new(first: Option<Bytes>, input: Input, progress: Progress) -> Self {
+        progress.lock().finished = first.is_none() && input.remaining() == Some(0);
+        Self { first, input, progress, gate: None }
     }
 
     /// The same, which waits until the server wants it: `go_on` is cancelled, or the wait is over.
@@ -223,7 +239,10 @@ impl http_body::Body for RequestBody {
             ready!(gate.as_mut().poll(cx));
             this.gate = None;
         }
-        let chunk = Pin::new(&mut this.input).poll_next(cx);
+        let chunk = match this.first.take() {
+            Some(first) => Poll::Ready(Some(Ok(first))),
+            None => Pin::new(&mut this.input).poll_next(cx),
+        };
         let mut state = this.progress.lock();
         state.waits_for_client = chunk.is_pending();
         state.moved = Instant::now();
@@ -244,11 +263,12 @@ impl http_body::Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.input.remaining() == Some(0)
+        self.first.is_none() && self.input.remaining() == Some(0)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.input.remaining().map_or_else(SizeHint::new, SizeHint::with_exact)
+        let first = self.first.as_ref().map_or(0, |first| first.len() as u64);
+        self.input.remaining().map_or_else(SizeHint::new, |remaining| SizeHint::with_exact(first + remaining))
     }
 }
 
@@ -302,6 +322,19 @@ mod tests {
         assert_eq!(names, ["content-type", "host", "x-kept"]);
         assert_eq!(head.headers.get_all("x-kept").iter().count(), 2);
         assert_eq!(head.uri, "/a%20b");
+    }
+
+    #[test]
+    fn cookies_are_one_field() {
+        let head = head_of(&[("HTTP_COOKIE", "a=1"), ("HTTP_COOKIE", "b=2")], Some(0));
+        assert_eq!(head.headers.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2"]);
+    }
+
+    #[test]
+    fn without_a_path_the_target_is_the_request_s() {
+        let asked = [("REQUEST_METHOD", "GET"), ("REQUEST_URI", "/a%2Fb?q=1"), ("QUERY_STRING", "q=1")];
+        let environ = Environ::new(asked.into_iter().collect());
+        assert_eq!(head(&environ, Some(0), &off(), "t").unwrap().uri, "/a%2Fb?q=1");
     }
 
     #[test]
