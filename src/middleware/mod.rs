@@ -9,6 +9,9 @@ mod limit;
 mod timeout;
 mod authorizer;
 mod client_address;
+mod redirect;
+mod send_file;
+mod request_id;
 #[cfg(feature = "access-log")]
 mod access_log;
 
@@ -18,6 +21,9 @@ pub use authorizer::{Authorized, AuthorizerConfig, AuthorizerFailed, authorizer}
 pub use client_address::{ClientAddress, ClientAddressConfig, ClientField, client_address};
 pub use limit::{Limit, Limited, limit};
 pub use mount::Mount;
+pub use redirect::{LocalRedirect, RedirectError, Redirects, local_redirect};
+pub use request_id::{RequestId, request_id};
+pub use send_file::{SendFile, SendFileError, SendFileRoots, send_file};
 pub use timeout::{Limits, TimedOut, Timeout, timeout};
 pub use validate::{Breach, Rule, ServerRules, Side, Validate, validate};
 
