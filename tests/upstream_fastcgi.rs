@@ -437,12 +437,34 @@ async fn a_client_that_takes_its_time_for_its_body_is_not_timed_as_the_server() 
     assert!(began.elapsed() > Duration::from_secs(500));
 }
 
+/// As long as it takes until a kept connection serves requests that can't be sent again.
+async fn settle() {
+    tokio::time::sleep(Duration::from_millis(15)).await;
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_sent_again_gets_no_connection_that_may_just_be_closing() {
+    let script = vec![Step::Request, Step::Send(answer("one")), Step::Request, Step::Send(answer("two")), Step::Closed];
+    for (method, retry_non_idempotent, connections) in [("POST", false, 2), ("GET", false, 1), ("POST", true, 1)] {
+        let server = Scripted::new([script.clone(), script.clone()]);
+        let forwarder = forwarder(&server, Config { retry_non_idempotent, ..kept() });
+        assert_eq!(ask(&forwarder, get("settled-1")).await, ok("one"));
+        assert_eq!(ask(&forwarder, environ(method, "settled-2")).await.0, 200);
+        assert_eq!(server.connections(), connections, "{method}");
+        if connections == 2 {
+            // It was closed before the other was made, for a server that serves one at a time.
+            server.finished(1).await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_kept_connection_serves_one_request_after_the_other() {
     let script = vec![Step::Request, Step::Send(answer("one")), Step::Request, Step::Send(answer("two")), Step::Hang];
     let server = Scripted::new([script]);
     let forwarder = forwarder(&server, kept());
     assert_eq!(ask(&forwarder, get("kept-1")).await, ok("one"));
+    settle().await;
     assert_eq!(ask(&forwarder, post("kept-2", "body")).await, ok("two"));
     assert_eq!(server.connections(), 1);
     let requests = server.requests();
@@ -533,6 +555,7 @@ async fn a_kept_connection_that_is_dead_is_replaced() {
         let server = Scripted::new([first, vec![Step::Request, Step::Send(answer("two"))]]);
         let forwarder = forwarder(&server, kept());
         assert_eq!(ask(&forwarder, get("dead")).await, ok("one"));
+        settle().await;
         assert_eq!(ask(&forwarder, environ(method, "dead")).await.0, status, "{method}");
     }
     // A server that is dead altogether is not asked without end.
@@ -932,7 +955,7 @@ async fn our_own_gateway_answers_both_ways_at_once() {
         let config = Config { keep_alive, ..Config::default() };
         let forwarder = Forwarder::with_connectors([("gateway", server.clone())], config).unwrap();
         for size in [100, 9_000, 200_000] {
-            let environ = environ("POST", "echo").with_input(pieces(body, size, Some(body.len() as u64)));
+            let environ = environ("PUT", "echo").with_input(pieces(body, size, Some(body.len() as u64)));
             let mut response = driver::answer(forwarder.clone(), environ).await;
             let came = response.body.read_to_end(body.len()).await.unwrap();
             assert!(came == body);

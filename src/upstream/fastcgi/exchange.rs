@@ -93,7 +93,7 @@ impl<S: Io> Exchange<S> {
         let keep = request.config.keep_alive;
         let variables = request.environ.variables().pairs().iter().filter(|(name, _)| {
             let is_replaced = request.content_length.is_some() && *name == b"CONTENT_LENGTH";
-            !is_replaced && !(request.role == Role::Authorizer && not_for_authorizers(name))
+            !(is_replaced || request.role == Role::Authorizer && not_for_authorizers(name))
         });
         let length = request.content_length.as_ref().filter(|length| !length.is_empty());
         let length = length.map(|length| (&b"CONTENT_LENGTH"[..], length.as_bytes()));

@@ -85,8 +85,9 @@ async fn answered<C: Connect>(
 ) -> Result<Answered<C>, (Failure, Box<Request>)> {
     let config = request.config.clone();
     let mut tried = Vec::new();
+    let careful = !(is_idempotent(request.environ.method()) || config.retry_non_idempotent);
     loop {
-        let mut place = match within(request.deadline, &config, place(pool, &tried)).await {
+        let mut place = match within(request.deadline, &config, place(pool, &tried, careful)).await {
             Ok(Ok(place)) => place,
             Ok(Err(failure)) => return Err((failure, request)),
             Err(cause) => return Err((Failure { server: None, cause }, request)),
@@ -144,8 +145,12 @@ async fn answered<C: Connect>(
     }
 }
 
-async fn place<C: Connect>(pool: &Arc<Pool<C>>, tried: &[usize]) -> Result<Result<Place<C>, Failure>, Cause> {
-    Ok(pool.place(tried).await)
+async fn place<C: Connect>(
+    pool: &Arc<Pool<C>>,
+    tried: &[usize],
+    careful: bool,
+) -> Result<Result<Place<C>, Failure>, Cause> {
+    Ok(pool.place(tried, careful).await)
 }
 
 async fn connect<C: Connect>(

@@ -12,7 +12,9 @@
 //! - the connection was closed: if the method is idempotent (RFC 9110 9.2.2), or nothing of the request had been sent.
 //!
 //! To the same server on a new connection, when the one that was kept from the request before is found closed. Here a short request is sent again
-//! whatever its method is if the system says that the server has not read it: the close was a reset.
+//! whatever its method is if the system says that the server has not read it: the close was a reset. Not all closes are, so a request
+//! that can't be sent again gets no connection on which an answer ended within the last 10 ms: a server that closes after an answer has done so by
+//! then.
 //!
 //! In any case all of its body that was sent must still be here: see [`Config::replay_limit`].
 
@@ -26,6 +28,7 @@ mod answer;
 mod stderr;
 mod connection;
 mod pool;
+mod programs;
 
 use std::fmt;
 use std::sync::Arc;
@@ -34,6 +37,7 @@ pub use self::config::{Config, ConfigError, RequestBody};
 pub use self::connect::{Connect, Socket};
 pub use self::failure::{Cause, Failure};
 use self::pool::Pool;
+pub use self::programs::{ProgramConfig, ProgramError, Programs};
 use crate::address::Endpoint;
 use crate::application::{Application, Body, Environ, Error, StartResponse};
 

@@ -18,6 +18,10 @@ use super::failure::{Cause, Failure};
 /// its answers, loses nothing but connections that are made again.
 const STARVES_AFTER: Duration = Duration::from_millis(50);
 
+/// How long after an answer a server that closes the connection all the same has done so: php-fpm does when it renews a process. It even reads what
+/// is sent meanwhile, so that nobody could tell whether that was carried out.
+const SETTLES_AFTER: Duration = Duration::from_millis(10);
+
 /// All servers.
 pub(super) struct Pool<C: Connect> {
     pub(super) servers: Vec<Server<C>>,
@@ -71,6 +75,7 @@ struct Idle<S: Io> {
 /// A request in the queue.
 struct Waiting<S: Io> {
     tried: Vec<usize>,
+    careful: bool,
     grant: oneshot::Sender<Grant<S>>,
 }
 
@@ -115,12 +120,14 @@ impl<C: Connect> Pool<C> {
     /// A place at the server that has the fewest connections, of those that are up and were not tried. Waits for one in a bounded queue.
     ///
     /// A server that is down is asked only when its time is over, by one request, or when there is no other.
-    pub(super) async fn place(self: &Arc<Self>, tried: &[usize]) -> Result<Place<C>, Failure> {
+    ///
+    /// One who is `careful` gets no connection on which the last answer has only just ended.
+    pub(super) async fn place(self: &Arc<Self>, tried: &[usize], careful: bool) -> Result<Place<C>, Failure> {
         let receiver = {
             let mut state = self.state();
             // Nobody overtakes those who wait, save who has waited before.
             if (state.waiting.is_empty() || !tried.is_empty())
-                && let Some(grant) = state.grant(tried, &self.config)
+                && let Some(grant) = state.grant(tried, careful, &self.config)
             {
                 drop(state);
                 return Ok(self.occupy(grant));
@@ -130,7 +137,7 @@ impl<C: Connect> Pool<C> {
                 return Err(Failure { server: None, cause: Cause::QueueFull(limit) });
             }
             let (grant, receiver) = oneshot::channel();
-            let waiting = Waiting { tried: tried.to_vec(), grant };
+            let waiting = Waiting { tried: tried.to_vec(), careful, grant };
             match tried.is_empty() {
                 true => state.waiting.push_back(waiting),
                 false => state.waiting.push_front(waiting),
@@ -260,13 +267,18 @@ impl<C: Connect> Pool<C> {
                 changed.await;
             }
         };
+        self.hold(server);
+        let _ = tokio::time::timeout(grace, waiting).await;
+    }
+
+    /// Gives a server no more requests.
+    pub(super) fn hold(&self, server: usize) {
         let idle = {
             let mut state = self.state();
             state.servers[server].is_paused = true;
             std::mem::take(&mut state.servers[server].idle)
         };
         drop(idle);
-        let _ = tokio::time::timeout(grace, waiting).await;
     }
 
     /// Gives a server requests again, so many until [`Pool::used_up`].
@@ -275,6 +287,11 @@ impl<C: Connect> Pool<C> {
         let paused = &mut state.servers[server];
         (paused.is_paused, paused.left, paused.failures, paused.down_until) = (false, requests, 0, None);
         state.dispatch(&self.config);
+    }
+
+    /// How many requests a server may still be given.
+    pub(super) fn left(&self, server: usize) -> u64 {
+        self.state().servers[server].left
     }
 
     /// Waits until a server was given all the requests that it may have.
@@ -314,7 +331,7 @@ impl<S: Io> ServerState<S> {
 
 impl<S: Io> State<S> {
     /// A place now, if there is one.
-    fn grant(&mut self, tried: &[usize], config: &Config) -> Option<Grant<S>> {
+    fn grant(&mut self, tried: &[usize], careful: bool, config: &Config) -> Option<Grant<S>> {
         let now = Instant::now();
         let mut best: Option<(usize, usize)> = None;
         let mut least_down: Option<(Instant, usize)> = None;
@@ -362,6 +379,8 @@ impl<S: Io> State<S> {
                     break None;
                 }
                 Some(Idle { since, .. }) if now - since >= config.idle_time => {}
+                // It is closed, so that a server that serves one connection at a time is free for the new one.
+                Some(Idle { since, .. }) if careful && now - since < SETTLES_AFTER => break None,
                 Some(Idle { mut connection, .. }) => {
                     if connection.is_quiet() {
                         break Some(connection);
@@ -379,8 +398,8 @@ impl<S: Io> State<S> {
     fn dispatch(&mut self, config: &Config) {
         let mut index = 0;
         while let Some(waiting) = self.waiting.get_mut(index) {
-            let tried = std::mem::take(&mut waiting.tried);
-            let Some(grant) = self.grant(&tried, config) else {
+            let (tried, careful) = (std::mem::take(&mut waiting.tried), waiting.careful);
+            let Some(grant) = self.grant(&tried, careful, config) else {
                 let is_first_try = tried.is_empty();
                 if let Some(waiting) = self.waiting.get_mut(index) {
                     waiting.tried = tried;

@@ -73,18 +73,20 @@ impl Stderr {
 }
 
 fn log(line: &[u8], Destination { environ, server, to_errors, .. }: Destination<'_>) {
-    let line = line.trim_ascii_end();
-    if line.is_empty() {
-        return;
-    }
-    // A log is read by people and their terminals: neither is to be steered by what a script prints.
-    let text = String::from_utf8_lossy(line);
-    let text: String =
-        text.chars().map(|char| if char.is_control() && char != '\t' { '\u{fffd}' } else { char }).collect();
+    let Some(text) = printable(line) else { return };
     tracing::warn!(request_id = environ.request_id(), server, "stderr: {text}");
     if to_errors {
         environ.errors().line(text);
     }
+}
+
+/// A line as it can be shown; nothing where there is nothing on it. A log is read by people and their terminals: neither is to be steered by what a
+/// script prints.
+pub(super) fn printable(line: &[u8]) -> Option<String> {
+    let line = line.trim_ascii_end();
+    let text = String::from_utf8_lossy(line);
+    let shown = text.chars().map(|char| if char.is_control() && char != '\t' { '\u{fffd}' } else { char });
+    (!line.is_empty()).then(|| shown.collect())
 }
 
 #[cfg(test)]
@@ -112,8 +114,7 @@ mod tests {
             stderr.take(piece, destination);
         }
         stderr.finish(destination);
-        let text = lines.0.lock().unwrap().clone();
-        text
+        lines.0.lock().unwrap().split_off(0)
     }
 
     #[test]
