@@ -980,3 +980,35 @@ async fn a_client_that_leaves_closes_the_connection_to_the_server() {
     drop(stream);
     within(closed.notified()).await;
 }
+
+/// Kept connections change hands all the time here, and a third of the requests are given up at some point.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_stay_with_their_requests_while_clients_come_and_go() {
+    async fn named(environ: Environ, start_response: StartResponse) -> Result<Body, Error> {
+        let name = environ.target().into_owned();
+        start_response.start("200 OK", [("Content-Type", "text/plain")])?;
+        Ok(Body::iter((0..50).map(move |_| Bytes::from(name.clone()))))
+    }
+    let proxy = proxy(serve(named), Config { idle: 4, connections: 8, ..Config::default() });
+    let requests: Vec<_> = (0..300)
+        .map(|number| {
+            let proxy = proxy.clone();
+            tokio::spawn(async move {
+                let path = format!("/{number:03}");
+                let mut response = within(call(proxy, get(&path))).await.unwrap();
+                if number % 3 == 0 {
+                    // Some pieces, and then no more.
+                    for _ in 0..number % 5 {
+                        within(response.body.next()).await;
+                    }
+                    return;
+                }
+                let body = within(response.body.read_to_end(1 << 20)).await.unwrap();
+                assert_eq!(body, path.repeat(50));
+            })
+        })
+        .collect();
+    for request in requests {
+        within(request).await.unwrap();
+    }
+}

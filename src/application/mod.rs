@@ -18,7 +18,7 @@ mod local_redirect;
 pub mod driver;
 #[cfg(any(feature = "http", feature = "tower"))]
 pub(crate) mod message;
-#[cfg(any(feature = "tower", feature = "upstream-files", feature = "upstream-http"))]
+#[cfg(any(feature = "tower", feature = "upstream-http"))]
 pub(crate) mod target;
 
 pub use blocking::{BlockingApplication, Pool, PoolConfig, PoolFull, blocking};
@@ -27,6 +27,8 @@ pub use callable::{AnyApplication, Application};
 pub use class::{Class, ClassApplication, class};
 #[cfg(feature = "upstream-cgi")]
 pub(crate) use environ::PATH;
+#[cfg(any(feature = "upstream-files", feature = "upstream-http"))]
+pub(crate) use environ::encode_path;
 pub use environ::{Cancellation, Environ, NotText, Peer, Server, VariableError, Variables};
 pub use error::Error;
 pub use errors::{Errors, Log};

@@ -71,9 +71,3 @@ fn below<'a>(path: &'a str, script_name: &[u8]) -> Option<&'a str> {
     }
     path.get(at..)
 }
-
-/// A decoded path as it is written in an address.
-#[cfg(any(feature = "upstream-files", feature = "upstream-http"))]
-pub(crate) fn encode_path(path: &[u8]) -> String {
-    percent_encode(path, PATH).collect()
-}

@@ -5,8 +5,7 @@ use std::ffi::CStr;
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, Dir, FileType, statat};
 
-use crate::application::Error;
-use crate::application::target::encode_path;
+use crate::application::{Error, encode_path};
 
 /// The page of that open folder, whose path the client sees. Folders come first, all sorted by their bytes; hidden names are left out, and
 /// links are named without a look at where they lead.

@@ -26,8 +26,9 @@ pub use super::root::{Links, LookupError, RootError};
 pub use precompressed::Coding;
 
 use super::root::{DEFAULT_MAX_PATH, Found, Relative, Root, path_of};
-use crate::application::target::encode_path;
-use crate::application::{Application, Body, DEFAULT_BLOCK_SIZE, Environ, Error, FileRange, Headers, StartResponse};
+use crate::application::{
+    Application, Body, DEFAULT_BLOCK_SIZE, Environ, Error, FileRange, Headers, StartResponse, encode_path,
+};
 use conditional::{Outcome, Validators};
 
 /// What is served of a folder, and how.

@@ -6,8 +6,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use super::request::{client_host, refuse};
 use super::{Config, Failure, ForwardedFields, TargetPath};
-use crate::application::target::encode_path;
-use crate::application::{Environ, ForwardedFor};
+use crate::application::{Environ, ForwardedFor, encode_path};
 use crate::protocol::cgi::names;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");

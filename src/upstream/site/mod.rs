@@ -31,8 +31,7 @@ pub use try_files::{TryFiles, TryFilesError};
 
 use super::root::{DEFAULT_MAX_PATH, Kind, Relative, Root, path_of};
 use crate::application::driver::error_page;
-use crate::application::target::encode_path;
-use crate::application::{Application, Body, Environ, Error, StartResponse};
+use crate::application::{Application, Body, Environ, Error, StartResponse, encode_path};
 use crate::protocol::cgi::names;
 use try_files::{Step, Substituted};
 
