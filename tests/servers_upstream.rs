@@ -20,7 +20,8 @@ use gatespan::application::{Environ, Frame, Input, InputError, Source, Variables
 use gatespan::protocol::fastcgi::Role;
 use gatespan::upstream::fastcgi::{Config, Forwarder, ProgramConfig, ProgramError, Programs};
 use rustix::process::{Pid, Signal, getuid, kill_process, test_kill_process};
-use support::process::{Listening, Scratch, Server, free_address, program};
+use support::client::{Client, Upload, get as get_page};
+use support::process::{Listening, Scratch, Server, free_address, memory, program};
 use support::{pattern, table};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -376,6 +377,28 @@ async fn a_worker_that_ends_is_started_again_and_costs_its_own_request_only() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_renews_itself_is_started_again_at_once() {
+    let scratch = Scratch::new();
+    let page = page(&scratch);
+    let program_config = ProgramConfig {
+        arguments: vec!["-n".into()],
+        environment: vec![("PHP_FCGI_MAX_REQUESTS".into(), "2".into())],
+        backoff: Duration::from_secs(1000),
+        backoff_max: Duration::from_secs(1000),
+        ..workers("/usr/bin/php-cgi", 1)
+    };
+    let programs = Programs::start(program_config, Config::default()).unwrap();
+    let mut pids = std::collections::HashSet::new();
+    for _ in 0..6 {
+        let answer = ask(programs.forwarder(), environ("GET", &page, "/pid", "")).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        pids.insert(answer.text);
+    }
+    assert_eq!(pids.len(), 3);
+    programs.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_is_renewed_after_its_number_of_requests_and_none_is_lost() {
     let scratch = Scratch::new();
     let path = libfcgi(&scratch);
@@ -531,6 +554,30 @@ async fn our_own_gateway_answers_over_every_kind_of_address() {
             assert!(cut.status == 200 && cut.cut.is_some());
         }
     }
+}
+
+/// The most memory that the forwarding process may have had resident, whatever the size of what passes through: 48 MiB.
+const MEMORY: u64 = 48 * 1024;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn long_uploads_and_downloads_pass_through_in_bounded_memory() {
+    const LEN: u64 = 200_000_000;
+    let scratch = Scratch::new();
+    let socket = scratch.path("app.sock");
+    let _application = scratch.application(&Listening::Unix(socket.clone()), &[]);
+    let address = free_address();
+    let mut command = Command::new(scratch.program("forward", "forward"));
+    command.arg(format!("http://{address}")).env("FASTCGI_SERVER", &socket);
+    let server = Server::start(&scratch, "forward", command, &[]).ready_on(address);
+    let mut client = Client::connect(address).await.expect("a connection");
+    for upload in [Upload::Sized(LEN), Upload::Chunked(LEN)] {
+        let answer = client.send("POST", "/app/digest", &[], upload).await.expect("an answer");
+        assert_eq!((answer.status, &*answer.text()), (200, &*table::digest(LEN)));
+    }
+    let answer = get_page(address, &format!("/app/bytes?n={LEN}")).await.expect("an answer");
+    assert!(answer.cut.is_none());
+    let used = memory(server.pid());
+    assert!(used < MEMORY, "{used} KiB");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

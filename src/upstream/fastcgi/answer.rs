@@ -23,11 +23,14 @@ pub(super) struct Answer<C: Connect> {
     next: Option<Result<Part, Cause>>,
     /// Something was given out, the head at least, and what comes next is not here yet.
     to_flush: bool,
+    /// Whether there is a client that takes it.
+    is_wanted: bool,
 }
 
 impl<C: Connect> Answer<C> {
     pub(super) fn new(exchange: Exchange<C::Stream>, place: Place<C>) -> Self {
-        Self { running: Some((exchange, place)), first: Bytes::new(), next: None, to_flush: true }
+        let running = Some((exchange, place));
+        Self { running, first: Bytes::new(), next: None, to_flush: true, is_wanted: true }
     }
 
     /// What came together with the head.
@@ -58,16 +61,17 @@ impl<C: Connect> Answer<C> {
         exchange.finish_stderr();
         drop(place);
         let failure = cause.at(&exchange.server);
-        forward::log(&failure, &exchange.request.environ, "the answer was cut");
+        if self.is_wanted {
+            forward::log(&failure, &exchange.request.environ, "the answer was cut");
+        }
         failure.into_error()
     }
 
     /// Nobody wants the rest of the answer: the program that makes it comes to its end all the same, within limits.
     pub(super) fn let_run(&mut self) {
-        let Some((exchange, place)) = self.running.take() else { return };
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let mut rest =
-            Self { running: Some((exchange, place)), first: Bytes::new(), next: self.next.take(), to_flush: false };
+        let (running, next) = (self.running.take(), self.next.take());
+        let mut rest = Self { running, first: Bytes::new(), next, to_flush: false, is_wanted: false };
         runtime.spawn(async move {
             let Some((exchange, _)) = &rest.running else { return };
             let (time, mut left) = (exchange.request.config.drain_timeout, exchange.request.config.drain_len);

@@ -56,7 +56,8 @@ impl Connect for Endpoint {
 async fn connect_unix(address: &SockAddr) -> io::Result<Socket> {
     let mut pause = SHORTEST_PAUSE;
     loop {
-        let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
+        // Both flags go with the call that makes it.
+        let socket = socket2::Socket::new_raw(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
         match socket.connect(address) {
             Ok(()) => return Ok(Socket::Unix(UnixStream::from_std(OwnedFd::from(socket).into())?)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -289,6 +289,11 @@ impl<C: Connect> Pool<C> {
         state.dispatch(&self.config);
     }
 
+    /// How many requests a server may still be given.
+    pub(super) fn left(&self, server: usize) -> u64 {
+        self.state().servers[server].left
+    }
+
     /// Waits until a server was given all the requests that it may have.
     pub(super) async fn used_up(&self, server: usize) {
         loop {

@@ -49,7 +49,8 @@ pub struct ProgramConfig {
     pub environment: Vec<(OsString, OsString)>,
     /// Further variables of this process's own environment that it gets. Default: none.
     pub pass_environment: Vec<OsString>,
-    /// How long to wait before a process is started in the place of one that ended by itself; twice as long each time. Default: 100 ms.
+    /// How long to wait before a process is started in the place of one that ended by itself; twice as long each time. One that ended well after it
+    /// had served requests is replaced at once. Default: 100 ms.
     pub backoff: Duration,
     /// The most that is waited. Default: 30 s.
     pub backoff_max: Duration,
@@ -205,9 +206,10 @@ impl Worker {
         let mut failures = 0;
         while !stop.is_cancelled() {
             let started = Instant::now();
+            let requests = program.max_requests.unwrap_or(u64::MAX).max(1);
             let outcome = match self.spawn() {
                 Ok(process) => {
-                    pool.resume(*index, program.max_requests.unwrap_or(u64::MAX).max(1));
+                    pool.resume(*index, requests);
                     tokio::select! {
                         exited = process.exited() => Err(exited.and_then(|()| process.reap())),
                         () = pool.used_up(*index) => Ok(process),
@@ -224,7 +226,13 @@ impl Worker {
                 }
                 Err(ended) => {
                     // What was asked of it meanwhile is asked of others, or of its successor.
-                    pool.pause(*index, Duration::ZERO).await;
+                    pool.hold(*index);
+                    let is_well = matches!(&ended, Ok(status) if status.success()) && pool.left(*index) < requests;
+                    if is_well {
+                        // Some programs renew themselves after a number of requests.
+                        failures = 0;
+                        continue;
+                    }
                     if started.elapsed() >= program.stable_after {
                         failures = 0;
                     }
@@ -239,7 +247,7 @@ impl Worker {
                 }
             }
         }
-        pool.pause(*index, Duration::ZERO).await;
+        pool.hold(*index);
     }
 
     fn spawn(&self) -> io::Result<Process> {
