@@ -98,7 +98,6 @@ impl Spooled {
     }
 
     /// The body to be read again, with its length.
-    #[cfg_attr(not(feature = "upstream-fastcgi"), allow(dead_code, reason = "scripts get the file itself"))]
     pub(crate) fn into_input(self) -> Input {
         match self {
             Self::Memory(bytes) => Input::from_bytes(bytes),

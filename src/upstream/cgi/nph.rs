@@ -26,20 +26,6 @@ pub(super) struct HeadReader {
     interim: usize,
 }
 
-/// Why a head is refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum OutputError {
-    /// It is malformed or too long.
-    #[error(transparent)]
-    Head(#[from] HeadError),
-    /// The answer proper did not come.
-    #[error("expected a final status after at most {MAX_INTERIM} interim ones, got another interim one")]
-    TooManyInterim,
-    /// A status that no script can answer with: 101 needs the connection, others below 200 are interim.
-    #[error("expected a final status, got {0}")]
-    NotFinal(u16),
-}
-
 impl HeadReader {
     /// For one script's output, which is an NPH answer only if `nph` lets it.
     pub(super) fn new(limits: Limits, nph: bool) -> Self {
@@ -49,7 +35,7 @@ impl HeadReader {
     /// Takes the head off the front of `buffer`; `Ok(None)` when it is not all there. What stays in `buffer` is body.
     ///
     /// Between calls `buffer` may only grow at its end.
-    pub(super) fn decode(&mut self, buffer: &mut BytesMut) -> Result<Option<ResponseHead>, OutputError> {
+    pub(super) fn decode(&mut self, buffer: &mut BytesMut) -> Result<Option<ResponseHead>, HeadError> {
         loop {
             let (decoder, is_nph) = match &mut self.decoder {
                 Some(decoder) => decoder,
@@ -63,23 +49,15 @@ impl HeadReader {
             let Some(head) = decoder.decode(buffer)? else { return Ok(None) };
             match head.status.as_ref().map(|status| status.code) {
                 // RFC 9110 15.2: interim answers come before the final one; they are this hop's.
-                Some(100 | 102..=199) if *is_nph => {
+                Some(code @ (100 | 102..=199)) if *is_nph => {
                     self.interim += 1;
                     if self.interim > MAX_INTERIM {
-                        return Err(OutputError::TooManyInterim);
+                        return Err(HeadError::NotFinal { code });
                     }
                 }
-                Some(code @ 100..=199) => return Err(OutputError::NotFinal(code)),
+                Some(code @ 100..=199) => return Err(HeadError::NotFinal { code }),
                 _ => return Ok(Some(head)),
             }
-        }
-    }
-
-    /// The error when the output ended before its head was complete. `buffer` is what came of it.
-    pub(super) fn ended(&self, buffer: &[u8]) -> HeadError {
-        match &self.decoder {
-            Some((decoder, _)) => decoder.ended(buffer),
-            None => ResponseHeadDecoder::new(self.limits).ended(buffer),
         }
     }
 }
@@ -108,7 +86,7 @@ pub(super) fn end_to_end(head: &mut ResponseHead) -> Headers {
 mod tests {
     use super::*;
 
-    fn read(output: &str, nph: bool) -> Result<Option<(ResponseHead, String)>, OutputError> {
+    fn read(output: &str, nph: bool) -> Result<Option<(ResponseHead, String)>, HeadError> {
         let mut reader = HeadReader::new(Limits::default(), nph);
         let mut buffer = BytesMut::new();
         // One byte at a time: no cut makes a difference.
@@ -136,9 +114,9 @@ mod tests {
         let interim = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
         let (head, body) = read(&format!("{interim}HTTP/1.1 200 OK\r\nX: 1\r\n\r\nbody"), true).unwrap().unwrap();
         assert_eq!((head.status_or_default().0, head.field(b"Link"), body.as_str()), (200, None, "body"));
-        assert_eq!(read(&interim.repeat(MAX_INTERIM + 1), true).unwrap_err(), OutputError::TooManyInterim);
-        assert_eq!(read("HTTP/1.1 101 Switching\r\n\r\n", true).unwrap_err(), OutputError::NotFinal(101));
-        assert_eq!(read("Status: 103 Early\n\n", true).unwrap_err(), OutputError::NotFinal(103));
+        assert_eq!(read(&interim.repeat(MAX_INTERIM + 1), true).unwrap_err(), HeadError::NotFinal { code: 103 });
+        assert_eq!(read("HTTP/1.1 101 Switching\r\n\r\n", true).unwrap_err(), HeadError::NotFinal { code: 101 });
+        assert_eq!(read("Status: 103 Early\n\n", true).unwrap_err(), HeadError::NotFinal { code: 103 });
     }
 
     #[test]

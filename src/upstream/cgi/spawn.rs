@@ -1,9 +1,17 @@
 //! Starting a program: what is to be run, and the one place where a process is made.
 
-use std::ffi::{CStr, CString};
+mod child;
+mod identity;
+mod descriptors;
+pub(super) mod threads;
+
+use std::ffi::CString;
 use std::fmt;
 use std::io;
-use std::os::fd::BorrowedFd;
+
+pub(super) use child::{Blocked, spawn};
+pub use descriptors::close_on_exec_all;
+pub(super) use descriptors::{signal_group, watched};
 
 /// A program that is to be started, with all that the kernel has to be told about it.
 #[derive(Debug, Clone)]
@@ -75,14 +83,13 @@ impl Identity {
     ///
     /// There is no such user or group, or they can't be looked up. A number that nobody has needs a group beside it.
     pub fn of_names(user: &str, group: Option<&str>) -> io::Result<Self> {
-        let _ = (user, group);
-        Err(io::ErrorKind::Unsupported.into())
+        identity::of_names(user, group)
     }
 }
 
 /// Why a program was not started.
 #[derive(Debug, thiserror::Error)]
-#[error("{step}: {source}")]
+#[error("{step}: {}", meaning(*.step, .source))]
 pub struct SpawnError {
     /// What was being done.
     pub step: Step,
@@ -131,17 +138,24 @@ impl fmt::Display for Step {
     }
 }
 
-/// Marks every descriptor above 2 that this process inherited as closed on exec.
-///
-/// # Errors
-///
-/// The system can't list or mark them.
-pub fn close_on_exec_all() -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
-}
-
-/// Starts a program with the given descriptors 0, 1 and 2, and returns its number.
-pub(super) fn spawn(command: &Command, descriptors: [BorrowedFd<'_>; 3]) -> Result<u32, SpawnError> {
-    let _ = (&*command.program as &CStr, descriptors);
-    Err(SpawnError { step: Step::Process, source: io::ErrorKind::Unsupported.into() })
+/// What the system's word for it means where it could mislead.
+fn meaning(step: Step, source: &io::Error) -> String {
+    let hint = match (step, source.raw_os_error()) {
+        (Step::Exec, Some(libc::ENOENT)) => {
+            "expected the program, and the interpreter that its first line or its format names, to be there"
+        }
+        (Step::Exec, Some(libc::EACCES)) => {
+            "expected the program and its interpreter to be files that its user may execute (mode, folders above, noexec)"
+        }
+        (Step::Exec, Some(libc::ENOEXEC)) => {
+            "expected a program for this machine, or a script whose first line begins with #!"
+        }
+        (Step::Exec, Some(libc::E2BIG)) => "expected shorter arguments and environment",
+        (Step::Identity, Some(libc::EPERM)) => {
+            "expected to be root, or to have the capabilities to change user and groups"
+        }
+        (Step::Process | Step::Exec, Some(libc::EAGAIN)) => "expected the user to have fewer processes than the limit",
+        _ => return source.to_string(),
+    };
+    format!("{hint}: {source}")
 }
