@@ -14,7 +14,7 @@ use bytes::Bytes;
 use gatespan::application::driver::{self, Response};
 use gatespan::application::{Body, Environ, Error, Frame, Input, InputError, LocalRedirects, Source, Variables};
 use gatespan::protocol::fastcgi::{RecordType, Role};
-use gatespan::upstream::fastcgi::{Cause, Config, Failure, Forwarder, RequestBody};
+use gatespan::upstream::fastcgi::{Cause, Config, Failure, Forwarder, Multiplexed, RequestBody};
 use proptest::prelude::*;
 use scripted::{Application, Script, Scripted, Step, answer, end, record, stderr, stdout};
 use tokio::time::Instant;
@@ -980,6 +980,115 @@ async fn a_failure_is_there_for_middleware_to_see() {
     assert!(matches!(failure.cause, Cause::Connect(_)));
     assert_eq!(failure.server.as_deref(), Some("scripted"));
     assert_eq!(error.status(), 502);
+}
+
+/// Answers with its body, in pieces, and says when it was given up.
+fn shared_application(
+    dropped: Arc<AtomicUsize>,
+) -> impl Fn(Environ, gatespan::StartResponse) -> std::pin::Pin<Box<dyn Future<Output = Result<Body, Error>> + Send>>
++ Send
++ Sync
++ 'static {
+    move |mut environ, start_response| {
+        let dropped = dropped.clone();
+        Box::pin(async move {
+            start_response.start("200 OK", [("Content-Type", "text/plain")])?;
+            if environ.request_id().starts_with("endless") {
+                let pieces = std::iter::repeat_with(|| Bytes::from_static(&[b'x'; 10_000]));
+                return Ok(Body::iter(pieces).on_close(move || {
+                    dropped.fetch_add(1, Ordering::SeqCst);
+                }));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            Ok(Body::stream(environ.take_input()))
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_announces_it_gets_several_requests_at_once_on_one_connection() {
+    for keep_alive in [true, false] {
+        let server = Application::multiplexing(shared_application(Arc::default()));
+        let config = Config { keep_alive, ..Config::default() };
+        let shared = Multiplexed::new(server.clone(), 32);
+        let forwarder = Forwarder::with_connectors([("shared", shared)], config).unwrap();
+        let mut tasks = tokio::task::JoinSet::new();
+        for number in 0..30_usize {
+            let forwarder = forwarder.clone();
+            tasks.spawn(async move {
+                let body: &'static [u8] = Box::leak(vec![number as u8; number * 9_000].into_boxed_slice());
+                let environ =
+                    environ("PUT", &number.to_string()).with_input(pieces(body, 5_000, Some(body.len() as u64)));
+                let mut response = driver::answer(forwarder, environ).await;
+                assert!(response.body.read_to_end(1 << 20).await.unwrap() == body, "request {number}");
+            });
+        }
+        while let Some(came) = tasks.join_next().await {
+            came.unwrap();
+        }
+        // One that was asked for the values, and one that all shared.
+        assert_eq!(server.connections(), 2, "keep-alive {keep_alive}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_announce_it_gets_a_connection_for_each_request() {
+    let server = Application::new(shared_application(Arc::default()));
+    let forwarder =
+        Forwarder::with_connectors([("own", Multiplexed::new(server.clone(), 32))], Config::default()).unwrap();
+    for _ in 0..3 {
+        let response =
+            driver::answer(forwarder.clone(), environ("PUT", "own").with_input(Input::from_bytes("x"))).await;
+        assert_eq!(whole(response).await, ok("x"));
+    }
+    assert_eq!(server.connections(), 4);
+    // One that closes on GET_VALUES, or says that it does not know it.
+    let unknown = record(RecordType::UnknownType, 0, &[9, 0, 0, 0, 0, 0, 0, 0], 0);
+    for probed in [vec![], vec![Step::Send(unknown)], vec![Step::Send(vec![0; 40])]] {
+        let server = Scripted::new([probed, vec![Step::Request, Step::Send(answer("own"))]]);
+        let forwarder =
+            Forwarder::with_connectors([("own", Multiplexed::new(server.clone(), 32))], Config::default()).unwrap();
+        assert_eq!(whole(driver::answer(forwarder, get("own")).await).await, ok("own"));
+    }
+}
+
+#[tokio::test]
+async fn who_leaves_a_shared_connection_leaves_alone() {
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let server = Application::multiplexing(shared_application(dropped.clone()));
+    // Both ids are in use until the server has ended what was aborted.
+    let shared = Multiplexed::new(server.clone(), 2);
+    let config = Config { connections: 2, ..Config::default() };
+    let forwarder = Forwarder::with_connectors([("shared", shared)], config).unwrap();
+    // Held open over all that follows, so that there is one shared connection.
+    let held = environ("PUT", "held").with_input(Input::from_source(Silent, Some(4)));
+    let held = tokio::spawn(driver::answer(forwarder.clone(), held));
+    for round in 1..=5 {
+        let mut response = driver::answer(forwarder.clone(), get("endless")).await;
+        for _ in 0..20 {
+            assert!(matches!(response.body.next().await, Some(Ok(_))));
+        }
+        drop(response);
+        let gone = async {
+            while dropped.load(Ordering::SeqCst) < round {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), gone).await.expect("the server is told");
+        let environ = environ("PUT", "other").with_input(Input::from_bytes("other"));
+        assert_eq!(whole(driver::answer(forwarder.clone(), environ).await).await, ok("other"), "round {round}");
+    }
+    assert_eq!(server.connections(), 2);
+    held.abort();
+}
+
+/// A body of which nothing ever comes.
+struct Silent;
+
+impl Source for Silent {
+    fn poll_chunk(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Option<Result<Bytes, InputError>>> {
+        std::task::Poll::Pending
+    }
 }
 
 /// Whatever comes, the request comes to its end.

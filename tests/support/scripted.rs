@@ -277,7 +277,16 @@ pub struct Application {
 
 impl Application {
     pub fn new(application: impl gatespan::Application) -> Self {
-        let config = Config { allow: Vec::new(), ..Config::default() };
+        Self::with(application, false)
+    }
+
+    /// One that says that it takes several requests at once on a connection.
+    pub fn multiplexing(application: impl gatespan::Application) -> Self {
+        Self::with(application, true)
+    }
+
+    fn with(application: impl gatespan::Application, announce_multiplexing: bool) -> Self {
+        let config = Config { allow: Vec::new(), announce_multiplexing, ..Config::default() };
         Self {
             gateway: Arc::new(Gateway::new(AnyApplication::new(application), config)),
             connections: Arc::default(),

@@ -27,6 +27,7 @@ mod upload;
 mod answer;
 mod stderr;
 mod connection;
+mod multiplex;
 mod pool;
 mod programs;
 
@@ -36,6 +37,7 @@ use std::sync::Arc;
 pub use self::config::{Config, ConfigError, RequestBody};
 pub use self::connect::{Connect, Socket};
 pub use self::failure::{Cause, Failure};
+pub use self::multiplex::{Line, Multiplexed};
 use self::pool::Pool;
 pub use self::programs::{ProgramConfig, ProgramError, Programs};
 use crate::address::Endpoint;
