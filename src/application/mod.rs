@@ -27,7 +27,7 @@ pub(crate) use environ::PATH;
 pub use environ::{Cancellation, Environ, NotText, Peer, Server, VariableError, Variables};
 pub use error::Error;
 pub use errors::{Errors, Log};
-#[cfg(any(feature = "tower", feature = "upstream-cgi"))]
+#[cfg(any(feature = "tower", feature = "upstream-cgi", feature = "upstream-fastcgi"))]
 pub(crate) use head::is_hop_by_hop;
 pub use head::{Head, HeadError, Headers, Status};
 pub use input::{BlockingInput, Input, InputError, Lines, Source};

@@ -4,6 +4,13 @@
 //! piece. What the server is told is what the environ says: whoever wants other params (a script's path for PHP, say) wraps the forwarder
 //! into a middleware that sets them.
 //!
+//! [`Programs`] starts the servers as well, and [`Multiplexed`] shares one connection between several requests.
+//!
+//! # What a forwarded request costs
+//!
+//! No task and no channel: the body of the answer, when it is pulled, also sends what is left of the request. Both directions have a window of some
+//! 64 KiB; nothing more is read while it is full. What is longer than half a KiB is not copied on its way.
+//!
 //! # When a request is sent again
 //!
 //! To another server, as long as there is one that was not asked and no byte of an answer has come, when
