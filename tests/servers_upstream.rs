@@ -6,7 +6,9 @@ mod support;
 mod log;
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -17,7 +19,7 @@ use bytes::Bytes;
 use gatespan::address::Endpoint;
 use gatespan::application::driver::{self, Response};
 use gatespan::application::{Environ, Frame, Input, InputError, Source, Variables};
-use gatespan::protocol::fastcgi::Role;
+use gatespan::protocol::fastcgi::{RecordType, RequestId, Role, put_record};
 use gatespan::upstream::fastcgi::{Config, Forwarder, ProgramConfig, ProgramError, Programs};
 use rustix::process::{Pid, Signal, getuid, kill_process, test_kill_process};
 use support::client::{Client, Upload, get as get_page};
@@ -618,4 +620,77 @@ async fn killing_one_of_three_servers_costs_no_request_whose_head_had_not_been_s
             came.unwrap();
         }
     }
+}
+
+/// Reads a request to the end of its body.
+fn read_request(stream: &mut UnixStream) {
+    let mut request = Vec::new();
+    while !request.ends_with(b"\x01\x05\0\x01\0\0\0\0") {
+        let mut buffer = [0; 4096];
+        let len = stream.read(&mut buffer).unwrap();
+        assert!(len > 0, "a whole request");
+        request.extend_from_slice(&buffer[..len]);
+    }
+}
+
+fn answer(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let head = format!("Content-Type: text/plain\r\n\r\n{text}");
+    put_record(RecordType::Stdout, RequestId(1), head.as_bytes(), 0, &mut bytes);
+    put_record(RecordType::EndRequest, RequestId(1), &[0; 8], 0, &mut bytes);
+    bytes
+}
+
+#[tokio::test]
+async fn a_short_request_that_a_kept_connection_left_unread_is_sent_again_whatever_its_method_is() {
+    for (len, status) in [(0, 200), (100, 200), (5_000, 502)] {
+        let scratch = Scratch::new();
+        let path = scratch.path("app.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut first, _) = listener.accept().unwrap();
+            read_request(&mut first);
+            first.write_all(&answer("first")).unwrap();
+            // The next request is here, and nobody reads it: for the other side the close is a reset.
+            socket2::SockRef::from(&first).peek(&mut [std::mem::MaybeUninit::uninit()]).unwrap();
+            drop(first);
+            if status == 200 {
+                let (mut second, _) = listener.accept().unwrap();
+                read_request(&mut second);
+                second.write_all(&answer("second")).unwrap();
+            }
+        });
+        let forwarder = forwarder(Endpoint::Unix(path), Config { keep_alive: true, ..Config::default() });
+        assert_eq!(ask(&forwarder, get("/")).await.text, "first");
+        tokio::time::sleep(Duration::from_millis(15)).await;
+        let post = environ("POST", Path::new(NO_SCRIPT), "/", "").with_input(Input::from_bytes(vec![b'x'; len]));
+        assert_eq!(ask(&forwarder, post).await.status, status, "{len}");
+        server.join().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_unix_socket_whose_queue_is_full_is_tried_again_until_the_time_is_over() {
+    let scratch = Scratch::new();
+    let path = scratch.path("full.sock");
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&socket2::SockAddr::unix(&path).unwrap()).unwrap();
+    socket.listen(0).unwrap();
+    let _waiting = UnixStream::connect(&path).unwrap();
+    let config = Config { connect_timeout: Duration::from_millis(300), ..Config::default() };
+    let forwarder = forwarder(Endpoint::Unix(path), config);
+    assert_eq!(ask(&forwarder, get("/")).await.status, 504);
+    // Room comes in time.
+    let server = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        drop(socket.accept().unwrap());
+        let (second, _) = socket.accept().unwrap();
+        let mut second = UnixStream::from(std::os::fd::OwnedFd::from(second));
+        read_request(&mut second);
+        second.write_all(&answer("in time")).unwrap();
+    });
+    let config = Config { connect_timeout: Duration::from_secs(20), ..Config::default() };
+    let forwarder = self::forwarder(Endpoint::Unix(scratch.path("full.sock")), config);
+    assert_eq!(ask(&forwarder, get("/")).await.text, "in time");
+    server.join().unwrap();
 }
