@@ -175,6 +175,16 @@ async fn odd_but_legal_answers_pass_byte_by_byte() {
 }
 
 #[tokio::test]
+async fn cve_2026_55203_padding_behind_a_full_record_is_never_read_as_a_header() {
+    for padding in [0, 1, 255] {
+        let full = record(RecordType::Stdout, 1, &[b'x'; 65_535], padding);
+        let bytes = [stdout(HEAD), full.clone(), full, end(0, 0)].concat();
+        let (status, text) = ask_once(vec![Step::Request, Step::Send(bytes)], get("full")).await;
+        assert_eq!((status, text.map(|text| text.len())), (200, Ok(2 * 65_535)), "{padding}");
+    }
+}
+
+#[tokio::test]
 async fn an_answer_that_is_cut_at_any_byte_is_never_taken_for_whole() {
     for (name, bytes) in odd_but_legal() {
         let end_request = bytes.windows(8).rposition(|window| window[..4] == [1, 3, 0, 1]).unwrap() + 16;
