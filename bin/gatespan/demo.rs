@@ -31,7 +31,7 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use self::app::DemoApplication;
+pub(crate) use self::app::DemoApplication;
 use self::cgi_probe::CgiProbe;
 use self::fastcgi_probe::FastCgiProbe;
 use self::site::Site;

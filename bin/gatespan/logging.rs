@@ -21,14 +21,21 @@ pub(crate) struct Arguments {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Form {
+pub(crate) enum Form {
     /// Lines for people, in colour on a terminal unless NO_COLOR is set
     Text,
     /// One JSON object a line
     Json,
 }
 
+/// Under this name goes what a server says to whoever started it: shown unless only errors are.
+pub(crate) const SERVING: &str = "gatespan::serving";
+
 impl Arguments {
+    pub(crate) fn form(&self) -> Form {
+        self.log_format
+    }
+
     /// Sends the log to standard error from here on.
     pub(crate) fn start(&self) {
         // no-color.org: any value but an empty one.
@@ -47,7 +54,7 @@ impl Arguments {
         match (self.quiet, self.verbose) {
             (2.., _) => "off",
             (1, _) => "error",
-            (_, 0) => "warn",
+            (_, 0) => "warn,gatespan::serving=info",
             (_, 1) => "info",
             (_, 2) => "debug",
             (_, 3..) => "trace",

@@ -1,14 +1,16 @@
 //! The command-line tool: parse, run, exit code. Each subcommand has a file of its own.
 
+mod bridge;
 mod demo;
 mod completions;
 mod man;
 mod logging;
 
+use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// One application interface behind CGI, FastCGI and HTTP.
 #[derive(Debug, Parser)]
@@ -22,6 +24,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    // Boxed, since it has many options.
+    Bridge(Box<bridge::Arguments>),
     Demo(demo::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
@@ -29,6 +33,8 @@ enum Command {
 
 const EXAMPLES: &str = "\
 Examples:
+  gatespan bridge http://127.0.0.1:8080 cgi:cgi-bin/
+                                    a web server for a folder of CGI programs
   gatespan demo                     see one application through three gateways, in a browser
   gatespan help demo                what a command does, with examples
   gatespan completions bash         a completion script for the shell
@@ -37,20 +43,18 @@ Examples:
 Exit codes:
   0  all went well
   1  something failed, and standard error says what
-  2  the command line could not be understood";
+  2  the command line could not be understood
+  gatespan help bridge names those of a server that a signal ends";
 
 fn main() -> ExitCode {
     // As a script of the demo the process has no command line of its own: what is there came with a request.
     if demo::is_cgi_script() {
         return demo::answer_as_cgi_script();
     }
-    if std::env::var_os("GATEWAY_INTERFACE").is_some() {
-        return refuse_as_cgi_script();
-    }
-    // Ends the process with 0 for --help and --version and with 2 for what it does not understand.
-    let cli = Cli::parse();
+    let Some(cli) = command_line() else { return ExitCode::FAILURE };
     cli.logging.start();
     let result = match cli.command {
+        Command::Bridge(arguments) => bridge::run(&arguments, cli.logging.form()),
         Command::Demo(arguments) => demo::run(arguments),
         Command::Completions(arguments) => completions::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),
@@ -61,18 +65,50 @@ fn main() -> ExitCode {
         Err(error) => {
             // A standard error that is closed leaves the exit code to tell.
             let _ = io::Write::write_all(&mut io::stderr().lock(), format!("gatespan: {error:#}\n").as_bytes());
-            ExitCode::FAILURE
+            ExitCode::from(if error.is::<bridge::UsageError>() { 2 } else { 1 })
         }
     }
 }
 
-/// A web server has started the tool as a CGI script. Its arguments may be a client's query (RFC 3875 4.4), so that none of them is read.
-fn refuse_as_cgi_script() -> ExitCode {
+/// The command line; `None` where this process is a CGI script, and the client was told that it can't be answered.
+fn command_line() -> Option<Cli> {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let mut tool = Cli::command();
+    tool.build();
+    let of_a_script = bridge::words_of_a_script(&tool, &words);
+    // A worker that a CGI program has started inherits GATEWAY_INTERFACE.
+    let is_script = std::env::var_os("GATEWAY_INTERFACE").is_some() && !bridge::is_handed_a_socket();
+    match (is_script, of_a_script) {
+        // Ends the process with 0 for --help and --version and with 2 for what it does not understand.
+        (false, words_of_a_script) => Some(Cli::parse_from(words_of_a_script.unwrap_or(words))),
+        (true, None) => {
+            refuse_as_cgi_script();
+            None
+        }
+        (true, Some(words)) => match Cli::try_parse_from(words) {
+            Ok(cli) => Some(cli),
+            Err(error) => {
+                answer_with_500();
+                let _ = io::Write::write_all(&mut io::stderr().lock(), format!("gatespan: {error}").as_bytes());
+                None
+            }
+        },
+    }
+}
+
+/// A web server has started the tool as a CGI script, but not as a bridge. Its arguments may be a client's query (RFC 3875 4.4), so that
+/// none of them is read.
+fn refuse_as_cgi_script() {
+    answer_with_500();
+    let why = "gatespan: expected to be started from a command line, or as \"gatespan bridge cgi: TO\", got GATEWAY_INTERFACE, \
+               which says that a web server started this process\n";
+    let _ = io::Write::write_all(&mut io::stderr().lock(), why.as_bytes());
+}
+
+/// As a CGI script: the page for a client who can't do anything about it.
+fn answer_with_500() {
     let page = "Status: 500 Internal Server Error\r\nContent-Type: text/plain\r\n\r\n500 Internal Server Error\n";
     let _ = io::Write::write_all(&mut io::stdout().lock(), page.as_bytes());
-    let why = "gatespan: expected to be started from a command line, got GATEWAY_INTERFACE, which says that a web server did\n";
-    let _ = io::Write::write_all(&mut io::stderr().lock(), why.as_bytes());
-    ExitCode::FAILURE
 }
 
 /// Whether whoever read the output has seen enough, as `head` does. That is no failure of ours.
@@ -82,8 +118,6 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -183,6 +183,13 @@ impl Input {
         Lines { input: self, limit }
     }
 
+    /// Gives the piece back that [`Input::chunk`] gave last: for those who looked whether there is one.
+    #[cfg_attr(not(feature = "upstream-cgi"), allow(dead_code, reason = "the script host looks"))]
+    pub(crate) fn unread(&mut self, chunk: Bytes) {
+        debug_assert!(self.ready.is_empty(), "a piece is all that was ready");
+        self.ready = chunk;
+    }
+
     /// How many bytes are to come, where the request said so.
     pub fn remaining(&self) -> Option<u64> {
         match (&self.source, self.remaining) {

@@ -13,6 +13,7 @@ mod body;
 mod error;
 mod class;
 mod blocking;
+mod local_redirect;
 pub mod driver;
 #[cfg(any(feature = "http", feature = "tower"))]
 pub(crate) mod message;
@@ -26,8 +27,9 @@ pub(crate) use environ::PATH;
 pub use environ::{Cancellation, Environ, NotText, Peer, Server, VariableError, Variables};
 pub use error::Error;
 pub use errors::{Errors, Log};
-#[cfg(feature = "tower")]
+#[cfg(any(feature = "tower", feature = "upstream-cgi"))]
 pub(crate) use head::is_hop_by_hop;
 pub use head::{Head, HeadError, Headers, Status};
 pub use input::{BlockingInput, Input, InputError, Lines, Source};
+pub use local_redirect::LocalRedirects;
 pub use start_response::{Event, StartError, StartResponse, Write, WriteError};

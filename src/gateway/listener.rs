@@ -42,13 +42,15 @@ enum ListeningSocket {
 pub struct ListenOptions {
     /// The mode of a Unix socket's path. Default: 0660, since whoever may connect may run requests.
     pub socket_mode: u32,
+    /// The owner and group of a Unix socket's path, by number; `None` for those of this process. Only root may give a file away. Default: none.
+    pub socket_owner: (Option<u32>, Option<u32>),
     /// How many connections wait to be accepted; the system's own limit (`net.core.somaxconn`) holds too. Default: 4,096.
     pub backlog: i32,
 }
 
 impl Default for ListenOptions {
     fn default() -> Self {
-        Self { socket_mode: 0o660, backlog: 4096 }
+        Self { socket_mode: 0o660, socket_owner: (None, None), backlog: 4096 }
     }
 }
 
@@ -257,6 +259,11 @@ fn bind_unix(path: &Path, options: &ListenOptions) -> io::Result<(ListeningSocke
     rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(options.socket_mode))?;
     socket.bind(&SockAddr::unix(path)?)?;
     let file = SocketFile::at(path)?;
+    let (user, group) = options.socket_owner;
+    if user.is_some() || group.is_some() {
+        // Before the mode, which the system takes back in part when the owner changes. The path was made here, so that no link is followed.
+        std::os::unix::fs::lchown(path, user, group)?;
+    }
     fs::set_permissions(path, fs::Permissions::from_mode(options.socket_mode))?;
     socket.listen(options.backlog)?;
     Ok((ListeningSocket::Unix(UnixListener::from_std(OwnedFd::from(socket).into())?), file))

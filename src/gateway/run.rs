@@ -87,6 +87,76 @@ pub fn run_with<A: Application>(application: A, options: Options) -> ExitCode {
     }
 }
 
+/// Serves an application at addresses that the caller chose, for programs that have a command line of their own, and comes back when
+/// they have ended: after a SIGTERM or SIGINT and the requests that ran then, or when serving failed. A second signal ends the process.
+///
+/// The addresses are [`Address::Http`] and [`Address::FastCgi`], any number of them, or [`Address::CgiProcess`] alone: the one request of a CGI
+/// script. [`Endpoint::Inherited`] is descriptor 0 where that is a listening socket, else all sockets of LISTEN_FDS, whatever their
+/// names. Neither the arguments nor [`ADDRESS`] nor [`SCRIPT_NAME`] are read.
+///
+/// `tell` is told when there is something to say to whoever started the process. It runs within the tokio runtime, so that it may
+/// spawn. A CGI script has nothing to say.
+///
+/// # Errors
+///
+/// [`RunError`]: an address that can't be served, a socket that is not to be had, an answer of a CGI script that is not complete.
+pub fn run_at<A: Application>(
+    addresses: &[Address],
+    application: A,
+    options: Options,
+    tell: impl Fn(Event<'_>) + Send + 'static,
+) -> Result<(), RunError> {
+    if let [Address::CgiProcess] = addresses {
+        #[cfg(feature = "cgi")]
+        return answer_as_script(application, options.cgi);
+        #[cfg(not(feature = "cgi"))]
+        return Err(RunError::NotBuilt("CGI"));
+    }
+    let mut chosen = Vec::new();
+    for address in addresses {
+        chosen.push(match address {
+            Address::Http(endpoint) => (Gateway::Http, endpoint),
+            Address::FastCgi(endpoint) => (Gateway::FastCgi, endpoint),
+            other => return Err(not_listened_on(&other.to_string())),
+        });
+    }
+    runtime(options.threads)?.block_on(async {
+        let mut listeners = Vec::new();
+        let mut options = options;
+        for (gateway, endpoint) in chosen {
+            if *endpoint != Endpoint::Inherited {
+                listeners.push((gateway, Listener::bind(endpoint, &options.listen).await?));
+                continue;
+            }
+            let sockets = match descriptor_0() {
+                Some(socket) => vec![(gateway, socket, 0)],
+                None => listen_fds(),
+            };
+            if sockets.is_empty() {
+                return Err(RunError::Arguments(
+                    "expected a socket that was handed over, got neither a listening one as descriptor 0 nor LISTEN_FDS for this process"
+                        .into(),
+                ));
+            }
+            for (_, socket, number) in sockets {
+                listeners.push((gateway, Listener::from_descriptor(socket, number)?));
+            }
+            options = options.beside_other_processes();
+        }
+        serve_all(listeners, application, options, tell).await
+    })
+}
+
+/// What happens while [`run_at`] serves.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// All sockets listen; these are their addresses, with port numbers where the system chose them.
+    Listening(&'a [Address]),
+    /// A first signal came. The running requests are finished; another signal would end the process at once.
+    Stopping,
+}
+
 /// How this process was started.
 enum Start {
     #[cfg(feature = "cgi")]
@@ -106,20 +176,27 @@ enum Gateway {
     Http,
 }
 
+/// Why an application was not served, or not to its end.
 #[derive(Debug, thiserror::Error)]
-enum RunError {
+#[non_exhaustive]
+pub enum RunError {
+    /// The command line, or what it names, can't be served.
     #[error("{0}")]
     Arguments(String),
+    /// A socket is not to be had.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// No runtime.
     #[error("the runtime could not be started")]
     Runtime(#[source] io::Error),
-    #[cfg(not(all(feature = "cgi", feature = "fastcgi", feature = "http")))]
+    /// A gateway that this program has not.
     #[error("this program was built without the {0} gateway")]
     NotBuilt(&'static str),
+    /// A FastCGI listener that everybody could reach.
     #[cfg(feature = "fastcgi")]
     #[error(transparent)]
     FastCgi(#[from] fastcgi::ServeError),
+    /// The answer of a CGI script is not complete.
     #[cfg(feature = "cgi")]
     #[error(transparent)]
     Cgi(#[from] cgi::CgiError),
@@ -128,9 +205,7 @@ enum RunError {
 impl Start {
     fn find() -> Result<Self, RunError> {
         // A worker that a CGI program started inherits its GATEWAY_INTERFACE: the socket is asked first.
-        if is_listening(io::stdin().as_fd())
-            && let Ok(socket) = io::stdin().as_fd().try_clone_to_owned()
-        {
+        if let Some(socket) = descriptor_0() {
             return Ok(Self::Sockets(vec![(Gateway::FastCgi, socket, 0)]));
         }
         let sockets = listen_fds();
@@ -158,27 +233,16 @@ impl Start {
     }
 
     fn run<A: Application>(self, application: A, options: Options) -> Result<(), RunError> {
+        let options = options.mounted_by_environment();
         match self {
             #[cfg(feature = "cgi")]
-            Self::Cgi => {
-                // One request, one thread; the signals are asked for only when the application has to be waited for.
-                let runtime = Builder::new_current_thread().enable_all().build().map_err(RunError::Runtime)?;
-                let result = runtime.block_on(cgi::serve(application, options.cgi, async {
-                    StopSignals::new().next().await;
-                }));
-                // Threads that the application left behind are not waited for.
-                runtime.shutdown_background();
-                Ok(result?)
-            }
+            Self::Cgi => answer_as_script(application, options.cgi),
             Self::Sockets(sockets) => runtime(options.threads)?.block_on(async {
                 let mut listeners = Vec::new();
                 for (gateway, socket, number) in sockets {
                     listeners.push((gateway, Listener::from_descriptor(socket, number)?));
                 }
-                // Whoever hands sockets over may have given them to several processes.
-                #[cfg(feature = "fastcgi")]
-                let options = Options { fastcgi: fastcgi::Config { multiprocess: true, ..options.fastcgi }, ..options };
-                serve_all(listeners, false, application, options).await
+                serve_all(listeners, application, options.beside_other_processes(), |_| {}).await
             }),
             Self::Addresses(addresses) => runtime(options.threads)?.block_on(async {
                 let mut listeners = Vec::new();
@@ -186,7 +250,7 @@ impl Start {
                     let listener = Listener::bind(&endpoint, &options.listen).await?;
                     listeners.push((gateway, listener));
                 }
-                serve_all(listeners, true, application, options).await
+                serve_all(listeners, application, options, announce).await
             }),
             Self::Bare => runtime(options.threads)?.block_on(async {
                 let loopback = |port| Endpoint::Tcp { host: "127.0.0.1".into(), port };
@@ -194,11 +258,62 @@ impl Start {
                     Ok(listener) => listener,
                     Err(_) => Listener::bind(&loopback(0), &options.listen).await?,
                 };
-                serve_all(vec![(Gateway::Http, listener)], true, application, options).await
+                serve_all(vec![(Gateway::Http, listener)], application, options, announce).await
             }),
             Self::Help => Ok(()),
         }
     }
+}
+
+impl Options {
+    /// Whoever hands sockets over may have given them to several processes.
+    #[cfg_attr(not(any(feature = "fastcgi", feature = "http")), expect(unused_mut, reason = "there is nothing to set"))]
+    fn beside_other_processes(mut self) -> Self {
+        #[cfg(feature = "fastcgi")]
+        {
+            self.fastcgi.multiprocess = true;
+        }
+        #[cfg(feature = "http")]
+        {
+            self.http.multiprocess = true;
+        }
+        self
+    }
+
+    /// What the environment says of where the application is mounted wins.
+    fn mounted_by_environment(mut self) -> Self {
+        let mounted_at = std::env::var_os(SCRIPT_NAME).map(|script_name| {
+            let script_name = script_name.into_encoded_bytes();
+            script_name.strip_suffix(b"/").map(<[u8]>::to_vec).unwrap_or(script_name)
+        });
+        #[cfg(feature = "fastcgi")]
+        if mounted_at.is_some() {
+            self.fastcgi.script_name.clone_from(&mounted_at);
+        }
+        #[cfg(feature = "http")]
+        if mounted_at.is_some() {
+            self.http.script_name = mounted_at;
+        }
+        self
+    }
+}
+
+/// The one request of a CGI script: one thread.
+#[cfg(feature = "cgi")]
+fn answer_as_script<A: Application>(application: A, config: cgi::Config) -> Result<(), RunError> {
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(RunError::Runtime)?;
+    // The signals are asked for only when the application has to be waited for.
+    let result = runtime.block_on(cgi::serve(application, config, async {
+        StopSignals::new().next().await;
+    }));
+    // Threads that the application left behind are not waited for.
+    runtime.shutdown_background();
+    Ok(result?)
+}
+
+/// Descriptor 0, where it is a listening socket.
+fn descriptor_0() -> Option<OwnedFd> {
+    is_listening(io::stdin().as_fd()).then(|| io::stdin().as_fd().try_clone_to_owned().ok()).flatten()
 }
 
 fn text(argument: OsString) -> Result<String, RunError> {
@@ -208,12 +323,7 @@ fn text(argument: OsString) -> Result<String, RunError> {
 }
 
 fn parse_address(text: &str) -> Result<(Gateway, Endpoint), RunError> {
-    let elsewhere = || {
-        RunError::Arguments(format!(
-            "expected an address to listen on, such as http://127.0.0.1:{DEFAULT_PORT} or fastcgi:/run/app.sock, got \"{text}\"; \
-             see --help"
-        ))
-    };
+    let elsewhere = || not_listened_on(text);
     match text.parse() {
         Ok(Address::Http(endpoint)) => Ok((Gateway::Http, endpoint)),
         Ok(Address::FastCgi(endpoint)) => Ok((Gateway::FastCgi, endpoint)),
@@ -222,12 +332,19 @@ fn parse_address(text: &str) -> Result<(Gateway, Endpoint), RunError> {
     }
 }
 
+fn not_listened_on(text: &str) -> RunError {
+    RunError::Arguments(format!(
+        "expected an address to listen on, such as http://127.0.0.1:{DEFAULT_PORT} or fastcgi:/run/app.sock, got \"{text}\"; \
+         see --help"
+    ))
+}
+
 /// Serves several listeners with one application until the signal comes and all are done.
 async fn serve_all<A: Application>(
     listeners: Vec<(Gateway, Listener)>,
-    announced: bool,
     application: A,
     options: Options,
+    tell: impl Fn(Event<'_>) + Send + 'static,
 ) -> Result<(), RunError> {
     log_to_stderr();
     #[cfg(feature = "fastcgi")]
@@ -239,15 +356,15 @@ async fn serve_all<A: Application>(
     let signalled = stop.clone();
     // Before anybody is told that this process serves: whoever knows may stop it.
     let mut signals = StopSignals::new();
-    for (gateway, listener) in listeners.iter().filter(|_| announced) {
-        announce(*gateway, listener);
-    }
+    let addresses = listeners.iter().map(|(gateway, listener)| match gateway {
+        Gateway::FastCgi => Address::FastCgi(listener.endpoint()),
+        Gateway::Http => Address::Http(listener.endpoint()),
+    });
+    tell(Event::Listening(&addresses.collect::<Vec<_>>()));
     tokio::spawn(async move {
         signals.next().await;
         signalled.cancel();
-        if announced {
-            say("stopping when the running requests are finished; another signal ends them");
-        }
+        tell(Event::Stopping);
         // Whoever asks twice does not want to wait for anything.
         std::process::exit(128 + signals.next().await);
     });
@@ -280,30 +397,17 @@ async fn serve_one<A: Application>(
 ) -> Result<(), RunError> {
     match gateway {
         #[cfg(feature = "fastcgi")]
-        Gateway::FastCgi => {
-            let mut config = options.fastcgi;
-            config.script_name = mounted_at().or(config.script_name);
-            Ok(fastcgi::serve(listener, application, config, shutdown).await?)
-        }
+        Gateway::FastCgi => Ok(fastcgi::serve(listener, application, options.fastcgi, shutdown).await?),
         #[cfg(not(feature = "fastcgi"))]
         Gateway::FastCgi => Err(RunError::NotBuilt("FastCGI")),
         #[cfg(feature = "http")]
         Gateway::Http => {
-            let mut config = options.http;
-            config.script_name = mounted_at().or(config.script_name);
-            http::serve(listener, application, config, shutdown).await;
+            http::serve(listener, application, options.http, shutdown).await;
             Ok(())
         }
         #[cfg(not(feature = "http"))]
         Gateway::Http => Err(RunError::NotBuilt("HTTP")),
     }
-}
-
-/// What the environment says of where the application is mounted.
-#[cfg(any(feature = "fastcgi", feature = "http"))]
-fn mounted_at() -> Option<Vec<u8>> {
-    let script_name = std::env::var_os(SCRIPT_NAME)?.into_encoded_bytes();
-    Some(script_name.strip_suffix(b"/").map(<[u8]>::to_vec).unwrap_or(script_name))
 }
 
 fn runtime(threads: Option<usize>) -> Result<Runtime, RunError> {
@@ -381,12 +485,11 @@ fn take_descriptor(number: i32) -> Option<OwnedFd> {
     Some(descriptor)
 }
 
-fn announce(gateway: Gateway, listener: &Listener) {
-    let scheme = match gateway {
-        Gateway::FastCgi => "fastcgi",
-        Gateway::Http => "http",
-    };
-    say(format_args!("listening on {scheme}:{listener}"));
+fn announce(event: Event<'_>) {
+    match event {
+        Event::Listening(addresses) => addresses.iter().for_each(|address| say(format_args!("listening on {address}"))),
+        Event::Stopping => say("stopping when the running requests are finished; another signal ends them"),
+    }
 }
 
 /// A line for whoever started this process.

@@ -28,6 +28,8 @@ pub enum Format {
     Common,
     /// The same, then `"referer" "user agent"`.
     Combined,
+    /// The same, then how long it took in seconds, and the request id: `… 0.013 4f9c2d1e8a7b6c5d`.
+    Traced,
     /// An object with `time`, `request_id`, `remote_addr`, `remote_user`, `method`, `target`, `protocol`, `host`, `status`, `bytes`, `duration_ms`,
     /// `referer`, `user_agent` and `cut`: true where the response ended before its end. What is not known is null.
     Json,
@@ -162,6 +164,7 @@ impl Drop for Entry {
         let _ = match self.format {
             Format::Common => self.common(&mut line),
             Format::Combined => self.combined(&mut line),
+            Format::Traced => self.traced(&mut line),
             Format::Json => self.json(&mut line),
         };
         line.push('\n');
@@ -194,6 +197,12 @@ impl Entry {
         self.common(line)?;
         let header = |name: &str| self.environ.get(name).filter(|value| !value.is_empty()).unwrap_or(b"-");
         write!(line, " \"{}\" \"{}\"", Quoted(header("HTTP_REFERER")), Quoted(header("HTTP_USER_AGENT")))
+    }
+
+    fn traced(&self, line: &mut String) -> fmt::Result {
+        self.combined(line)?;
+        let id = Word(Some(self.environ.request_id().as_bytes()));
+        write!(line, " {:.3} {id}", self.start.elapsed().as_secs_f64())
     }
 
     fn json(&self, line: &mut String) -> fmt::Result {
@@ -315,6 +324,20 @@ mod tests {
             assert_eq!(lines.len(), 1, "{form}");
             assert_eq!(untimed(&lines[0]), "192.0.2.1 - - [] \"GET /a%20b HTTP/1.1\" 200 5\n", "{form}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_traced_line_ends_with_the_time_it_took_and_the_request_id() {
+        let (app, lines) = logged(forms().remove(0).1, Format::Traced);
+        let mut environ = request("/");
+        environ.set("HTTP_X_REQUEST_ID", "abc-1").unwrap();
+        text_of(app, environ).await;
+        let line = untimed(&lines.lock().unwrap()[0]);
+        let rest =
+            line.strip_prefix("192.0.2.1 - - [] \"GET / HTTP/1.1\" 200 2 \"-\" \"-\" ").expect("a combined line");
+        let (seconds, id) = rest.split_once(' ').expect("two words");
+        assert!(seconds.parse::<f64>().is_ok_and(|seconds| seconds < 60.0), "{seconds}");
+        assert_eq!(id, "abc-1\n");
     }
 
     #[tokio::test]

@@ -7,6 +7,9 @@ pub mod validate;
 mod mount;
 mod limit;
 mod timeout;
+mod redirect;
+mod send_file;
+mod request_id;
 #[cfg(feature = "access-log")]
 mod access_log;
 
@@ -14,6 +17,9 @@ mod access_log;
 pub use access_log::{AccessLog, Format, access_log, to_writer};
 pub use limit::{Limit, Limited, limit};
 pub use mount::Mount;
+pub use redirect::{LocalRedirect, RedirectError, Redirects, local_redirect};
+pub use request_id::{RequestId, request_id};
+pub use send_file::{SendFile, SendFileError, SendFileRoots, send_file};
 pub use timeout::{Limits, TimedOut, Timeout, timeout};
 pub use validate::{Breach, Rule, ServerRules, Side, Validate, validate};
 

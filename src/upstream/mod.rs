@@ -7,3 +7,8 @@
 pub mod cgi;
 #[cfg(feature = "upstream-fastcgi")]
 pub mod fastcgi;
+#[cfg_attr(
+    not(feature = "upstream-cgi"),
+    allow(dead_code, reason = "what is spooled for scripts is more than what FastCGI needs")
+)]
+mod spool;

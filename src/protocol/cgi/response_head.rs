@@ -523,6 +523,13 @@ pub enum HeadError {
         /// The first of them.
         start: Excerpt,
     },
+    /// A status below 200 where the answer itself was expected: 101 needs the connection, which is the server's, and
+    /// the others come before an answer.
+    #[error("expected a final status, got {code}")]
+    NotFinal {
+        /// The status.
+        code: u16,
+    },
     /// The blank line came, and no field before it (6.2).
     #[error("expected at least one header field, got the blank line that ends the head")]
     Empty,

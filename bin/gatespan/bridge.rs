@@ -1,0 +1,580 @@
+//! `gatespan bridge FROM TO`: a gateway, some middleware, and an application that lives somewhere else. This file is the command line
+//! and what is made of it.
+
+mod builtin;
+mod log_file;
+mod target;
+mod values;
+mod words;
+
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use gatespan::Options;
+use gatespan::address::{Address, Endpoint};
+use gatespan::application::{AnyApplication, Errors, Log};
+use gatespan::gateway::{Event, RunError, run_at};
+use gatespan::middleware::{
+    Format, Mount, Redirects, SendFileRoots, access_log, local_redirect, request_id, send_file, to_writer,
+};
+use gatespan::upstream::cgi;
+use gatespan::upstream::cgi::spawn::{Identity, close_on_exec_all};
+use gatespan::upstream::cgi::watcher::Watcher;
+
+use self::log_file::LogFile;
+use crate::logging::{Form, SERVING};
+
+/// Take requests in at FROM, and have them answered by TO
+///
+/// FROM is where requests come in: http://HOST:PORT, http:/path/of/socket, fastcgi:/path/of/socket, fastcgi://HOST:PORT, either with @NAME for an abstract
+/// socket or with fd for one that is handed over (descriptor 0, or LISTEN_FDS from systemd); or cgi:, where a web server starts this
+/// process as a CGI script.
+///
+/// TO is what answers: cgi:/FOLDER/ for the CGI programs in a folder, cgi:/PROGRAM for one of them, or an application that is built in: app:hello (a
+/// line of text), app:environ (what an application is told), app:echo (the request's body), app:demo (that of gatespan demo).
+///
+/// Sizes are such as 64K, 10M or 1G (K is 1,024), lengths of time such as 500ms, 30s or 2m; a number alone is bytes or seconds.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// Where requests come in
+    #[arg(value_name = "FROM", value_parser = parse_from)]
+    from: Address,
+    /// What answers them
+    #[arg(value_name = "TO", value_parser = target::parse)]
+    to: Address,
+    /// Send paths that begin so elsewhere, the longest first; what is sent there sees the rest as its path. May be repeated
+    #[arg(long = "route", value_name = "/PREFIX=TO", value_parser = parse_route)]
+    routes: Vec<(String, Address)>,
+    /// Answer below this path only, which is then SCRIPT_NAME [default: the root, or what the web server says]
+    #[arg(long, value_name = "/PREFIX", value_parser = values::prefix)]
+    script_name: Option<String>,
+    /// How often a script may send one request on to another path of the site
+    #[arg(long, value_name = "NUMBER", default_value_t = 10)]
+    max_redirects: usize,
+    #[command(flatten)]
+    listening: Listening,
+    #[command(flatten)]
+    scripts: Scripts,
+    #[command(flatten)]
+    bodies: Bodies,
+    #[command(flatten)]
+    times: Times,
+    #[command(flatten)]
+    numbers: Numbers,
+    #[command(flatten)]
+    limits: ScriptLimits,
+    #[command(flatten)]
+    files: Files,
+    #[command(flatten)]
+    log: AccessLog,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Listening")]
+struct Listening {
+    /// The mode of a Unix socket: whoever may write to it may send requests
+    #[arg(long, value_name = "MODE", default_value = "660", value_parser = values::mode)]
+    socket_mode: u32,
+    /// The owner of a Unix socket, and its group [default: as this process]
+    #[arg(long, value_name = "USER[:GROUP]", value_parser = parse_owner)]
+    socket_owner: Option<(u32, Option<u32>)>,
+    /// Take FastCGI connections over TCP from this address only; needed outside loopback. May be repeated [default: what FCGI_WEB_SERVER_ADDRS
+    /// says]
+    #[arg(long, value_name = "ADDRESS")]
+    allow: Vec<IpAddr>,
+    /// Connections at once; further ones wait to be accepted
+    #[arg(long, value_name = "NUMBER", default_value_t = 4096)]
+    max_connections: usize,
+    /// The longest request body of HTTP; longer ones are 413. Behind FastCGI and CGI the web server has such a limit [default: none]
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    max_body: Option<u64>,
+    /// Threads that move bytes [default: one for each processor]
+    #[arg(long, value_name = "NUMBER", value_parser = values::at_least_one)]
+    threads: Option<usize>,
+    /// How long running requests have to finish after SIGTERM or SIGINT; a second signal ends them at once
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::duration)]
+    shutdown_timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Scripts (cgi:)")]
+struct Scripts {
+    /// A further folder that scripts may lie in, after TO's. May be repeated
+    #[arg(long = "root", value_name = "FOLDER")]
+    roots: Vec<PathBuf>,
+    /// The script that answers for its folder. May be repeated; the first that is there counts [default: none]
+    #[arg(long, value_name = "NAME")]
+    index: Vec<OsString>,
+    /// Run files of this ending with a program, whether or not they are executable. May be repeated
+    #[arg(long = "interpreter", value_name = ".ENDING=PROGRAM", value_parser = values::interpreter)]
+    interpreters: Vec<(OsString, PathBuf)>,
+    /// Set a variable for scripts. May be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = values::variable)]
+    env: Vec<(OsString, OsString)>,
+    /// Let a variable through that steers loaders or interpreters, from the web server or from this process. May be repeated; NAME* is all that begin so
+    #[arg(long, value_name = "NAME")]
+    pass_env: Vec<OsString>,
+    /// Run scripts as this user, by name or number (root only) [default: as this process]
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+    /// Run scripts as this group [default: the user's]
+    #[arg(long, value_name = "GROUP", requires = "user")]
+    group: Option<String>,
+    /// Make arguments of a query without "=" (RFC 3875 4.4), never one that begins with "-"
+    #[arg(long)]
+    isindex: bool,
+    /// Send what scripts write to standard error to the web server's log as well
+    #[arg(short = 'f', long)]
+    stderr_to_server: bool,
+    /// Say on error pages why a request failed, and what mends it: for nobody but you to see
+    #[arg(long)]
+    debug: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Request bodies of unknown length")]
+struct Bodies {
+    /// What becomes of one
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = RequestBody::Spool)]
+    request_body: RequestBody,
+    /// The longest that is spooled; longer ones are 413
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = values::size)]
+    spool_limit: u64,
+    /// How much of each is kept in memory before it goes to a file without a name, in TMPDIR or /tmp
+    #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = values::memory)]
+    spool_memory: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum RequestBody {
+    /// Read it first, so that the script is told CONTENT_LENGTH
+    Spool,
+    /// Start the script at once, without CONTENT_LENGTH; it reads to the end of its input
+    Stream,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Time limits")]
+struct Times {
+    /// How long a script may take to the end of its response head; then 504
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = values::duration)]
+    head_timeout: Duration,
+    /// How long it may write nothing after that
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = values::duration)]
+    read_timeout: Duration,
+    /// How long it may take in all [default: no limit]
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    timeout: Option<Duration>,
+    /// How long a script and what it started have between SIGTERM and SIGKILL
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::duration)]
+    kill_grace: Duration,
+    /// End processes that a script leaves running when it ends
+    #[arg(long)]
+    kill_leftovers: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "How many at once")]
+struct Numbers {
+    /// Scripts that run at once, for each TO
+    #[arg(short, long, value_name = "NUMBER", default_value = "64", value_parser = values::at_least_one)]
+    concurrent: usize,
+    /// Processes of one script that run at once [default: no further limit]
+    #[arg(long, value_name = "NUMBER", value_parser = values::at_least_one)]
+    concurrent_per_script: Option<usize>,
+    /// Requests that wait for their turn; one more is 503
+    #[arg(long, value_name = "NUMBER", default_value_t = 256)]
+    queue: usize,
+    /// How long a request waits before it is 503
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = values::duration)]
+    queue_wait: Duration,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "What a script may use up (setrlimit)")]
+struct ScriptLimits {
+    /// Processor time, in whole seconds [default: as this process]
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    limit_cpu: Option<Duration>,
+    /// Address space [default: as this process]
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    limit_memory: Option<u64>,
+    /// Open files [default: as this process]
+    #[arg(long, value_name = "NUMBER")]
+    limit_files: Option<u64>,
+    /// Processes of the script's user, all of them together [default: as this process]
+    #[arg(long, value_name = "NUMBER")]
+    limit_processes: Option<u64>,
+    /// The longest file that it may write [default: as this process]
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    limit_file_size: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Files that are sent by name")]
+struct Files {
+    /// Serve X-Sendfile from this folder; else the header passes on. May be repeated
+    #[arg(long = "send-file-root", value_name = "FOLDER")]
+    send_file_roots: Vec<PathBuf>,
+    /// Serve X-Accel-Redirect below this path from a folder; else the header passes on. May be repeated
+    #[arg(long = "accel-root", value_name = "/PREFIX/=FOLDER", value_parser = values::accel_root)]
+    accel_roots: Vec<(String, PathBuf)>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Logging")]
+struct AccessLog {
+    /// A line for each request, in this file, or - for standard output: combined with seconds and request id behind it, or JSON with --log-format
+    /// json. SIGHUP opens the file anew [default: none]
+    #[arg(long, value_name = "FILE")]
+    access_log: Option<PathBuf>,
+    /// Name each request in the response (X-Request-Id). Logs and scripts are told either way, and a name that the request brings is kept
+    #[arg(long, value_name = "WHETHER", value_enum, default_value_t = OnOff::On)]
+    request_id: OnOff,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OnOff {
+    On,
+    Off,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  gatespan bridge http://127.0.0.1:8080 cgi:cgi-bin/               a web server for CGI programs
+  gatespan bridge fastcgi:/run/gw.sock cgi:/usr/lib/cgi-bin/       what fcgiwrap does
+  gatespan bridge fastcgi:fd cgi:/usr/lib/cgi-bin/                 with a socket from systemd
+  gatespan bridge http://[::1]:8080 cgi:/usr/lib/cgit/cgit.cgi     one program for all paths
+  gatespan bridge http://127.0.0.1:8080 cgi:bin/ --route /hi=app:hello --access-log -
+  gatespan bridge http://127.0.0.1:8080 app:environ                what an application is told
+
+As a CGI script, with this as its first line; nothing that follows TO is read as an option:
+  #!/usr/bin/env -S gatespan bridge cgi: cgi:/srv/scripts/
+
+Signals:
+  SIGTERM, SIGINT  running requests are finished, within --shutdown-timeout; a second ends them
+  SIGHUP           the file of --access-log is opened anew
+
+Exit codes:
+  0    ended by a signal with everything finished, or the script's request answered
+  1    not served, or not to the end, and standard error says why
+  2    the command line could not be understood
+  143  ended by a second SIGTERM (130 by SIGINT)";
+
+/// A mistake in the command line that only shows when its parts are put together: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct UsageError(String);
+
+fn parse_from(text: &str) -> Result<Address, String> {
+    let address: Address = text.parse().map_err(|error: gatespan::address::AddressError| error.to_string())?;
+    match address {
+        Address::Http(_) | Address::FastCgi(_) | Address::CgiProcess => Ok(address),
+        _ => Err(format!(
+            "expected where requests come in, such as http://127.0.0.1:8080, fastcgi:/run/gatespan.sock or cgi:, got \"{text}\""
+        )),
+    }
+}
+
+fn parse_route(text: &str) -> Result<(String, Address), String> {
+    let (prefix, to) = values::pair(text, "/PREFIX=TO, such as /hello=app:hello")?;
+    Ok((values::prefix(prefix)?, target::parse(to)?))
+}
+
+fn parse_owner(text: &str) -> Result<(u32, Option<u32>), String> {
+    let (user, group) = match text.split_once(':') {
+        Some((user, group)) => (user, Some(group)),
+        None => (text, None),
+    };
+    let identity = Identity::of_names(user, group).map_err(|error| format!("{error}"))?;
+    Ok((identity.uid, group.map(|_| identity.gid)))
+}
+
+pub(crate) fn run(arguments: &Arguments, form: Form) -> anyhow::Result<()> {
+    let is_script = arguments.from == Address::CgiProcess;
+    let served = prepare(arguments, form).and_then(|(application, log)| {
+        let at = arguments.script_name.clone().unwrap_or_default();
+        let to = arguments.to.to_string();
+        let tell = move |event: Event<'_>| match event {
+            Event::Listening(addresses) => {
+                for address in addresses {
+                    let slash = if matches!(address, Address::Http(Endpoint::Tcp { .. })) { "/" } else { "" };
+                    say(form, format_args!("serving {to} at {address}{at}{slash}"));
+                }
+                if let Some(log) = &log {
+                    log.reopen_at_hangup();
+                }
+            }
+            Event::Stopping => say(form, "stopping when the running requests are finished; another signal ends them"),
+            _ => {}
+        };
+        run_at(std::slice::from_ref(&arguments.from), application, arguments.options(), tell).map_err(|error| {
+            match error {
+                RunError::Arguments(message) => UsageError(message).into(),
+                error => error.into(),
+            }
+        })
+    });
+    // After the gateway has begun to answer, the page would be in the middle of another.
+    if let Err(error) = &served
+        && is_script
+        && error.downcast_ref::<RunError>().is_none()
+    {
+        crate::answer_with_500();
+    }
+    served
+}
+
+/// What is to be done before there is a second thread: the application, and the file of its access log.
+fn prepare(arguments: &Arguments, form: Form) -> anyhow::Result<(AnyApplication, Option<LogFile>)> {
+    arguments.check()?;
+    let mut all = std::iter::once(&arguments.to).chain(arguments.routes.iter().map(|(_, to)| to));
+    let mut config = arguments.cgi_config()?;
+    if all.any(|to| matches!(to, Address::Cgi(_))) {
+        // What whoever started this process left open is not for scripts.
+        close_on_exec_all()
+            .context("the descriptors that this process was started with could not be kept from scripts")?;
+        config.watcher = Some(Watcher::start().context("the process that watches over scripts could not be started")?);
+    }
+    let settings = target::Settings { cgi: config };
+    let mut application = target::open(&arguments.to, &settings)?;
+    if !arguments.routes.is_empty() {
+        let mut mount = Mount::new().fallback(application);
+        for (prefix, to) in &arguments.routes {
+            mount = mount.at(prefix, target::open(to, &settings)?);
+        }
+        application = AnyApplication::new(mount);
+    }
+    let Files { send_file_roots, accel_roots } = &arguments.files;
+    if !send_file_roots.is_empty() || !accel_roots.is_empty() {
+        let roots = SendFileRoots { files: send_file_roots.clone(), accel: accel_roots.clone() };
+        application = AnyApplication::new(send_file(application, &roots)?);
+    }
+    let redirects = Redirects { max: arguments.max_redirects, mount: arguments.mount() };
+    application = AnyApplication::new(local_redirect(application, redirects));
+    let log = match &arguments.log.access_log {
+        None => None,
+        Some(path) => {
+            let log = LogFile::open(path)
+                .with_context(|| format!("{}: the access log could not be opened", path.display()))?;
+            let format = match form {
+                Form::Text => Format::Traced,
+                Form::Json => Format::Json,
+            };
+            application = AnyApplication::new(access_log(application, format, to_writer(log.clone())));
+            Some(log)
+        }
+    };
+    let named = request_id(application);
+    let named = match arguments.log.request_id {
+        OnOff::On => named,
+        OnOff::Off => named.without_response_header(),
+    };
+    Ok((AnyApplication::new(named), log))
+}
+
+impl Arguments {
+    /// What can't be together.
+    fn check(&self) -> Result<(), UsageError> {
+        let refuse = |message: &str| Err(UsageError(message.into()));
+        let is_unix = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Unix(_));
+        match &self.from {
+            Address::FastCgi(_) | Address::Http(_) if self.listening.max_body.is_some() && !self.is_http() => refuse(
+                "--max-body is for http: FROM; behind FastCGI the web server limits bodies (client_max_body_size)",
+            ),
+            Address::Http(_) if !self.listening.allow.is_empty() => refuse(
+                "--allow is for fastcgi: FROM; an HTTP server is kept to itself by the address that it listens on",
+            ),
+            Address::Http(endpoint) | Address::FastCgi(endpoint)
+                if self.listening.socket_owner.is_some() && !is_unix(endpoint) =>
+            {
+                refuse("--socket-owner is for a socket in the file system, such as fastcgi:/run/gatespan.sock")
+            }
+            Address::CgiProcess if self.script_name.is_some() => refuse(
+                "--script-name is not for cgi: FROM; the web server that starts the script says what it is called",
+            ),
+            Address::CgiProcess if self.log.access_log.as_deref().is_some_and(|path| path == "-") => {
+                refuse("--access-log - is not for cgi: FROM, whose standard output is the answer")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn is_http(&self) -> bool {
+        matches!(self.from, Address::Http(_))
+    }
+
+    /// What is SCRIPT_NAME for the application as a whole, where that is known.
+    fn mount(&self) -> Option<Vec<u8>> {
+        match (&self.from, &self.script_name) {
+            (_, Some(prefix)) => Some(prefix.clone().into_bytes()),
+            // A web server may say there which script it has found.
+            (Address::FastCgi(_), None) => Some(Vec::new()),
+            _ => None,
+        }
+    }
+
+    fn options(&self) -> Options {
+        let Listening { socket_mode, socket_owner, allow, max_connections, max_body, threads, shutdown_timeout } =
+            &self.listening;
+        let mut options = Options::default();
+        options.listen.socket_mode = *socket_mode;
+        options.listen.socket_owner = (socket_owner.map(|(user, _)| user), socket_owner.and_then(|(_, group)| group));
+        options.threads = *threads;
+        if !allow.is_empty() {
+            options.fastcgi.allow.clone_from(allow);
+        }
+        options.fastcgi.max_connections = *max_connections;
+        options.fastcgi.shutdown_timeout = *shutdown_timeout;
+        // Routes are looked for in PATH_INFO, where the stock parameters of web servers have no path.
+        let routed = (!self.routes.is_empty()).then(Vec::new);
+        options.fastcgi.script_name = self.script_name.clone().map(String::into_bytes).or(routed);
+        options.http.max_connections = *max_connections;
+        options.http.shutdown_timeout = *shutdown_timeout;
+        options.http.max_body = *max_body;
+        options.http.script_name = self.script_name.clone().map(String::into_bytes);
+        options.http.errors = Errors::new(Arc::new(Tracing));
+        options
+    }
+
+    fn cgi_config(&self) -> anyhow::Result<cgi::Config> {
+        let mut config = cgi::Config::default();
+        let Scripts { roots, index, interpreters, env, pass_env, user, group, isindex, stderr_to_server, debug } =
+            &self.scripts;
+        config.roots.clone_from(roots);
+        config.index.clone_from(index);
+        config.interpreters.clone_from(interpreters);
+        config.environment.clone_from(env);
+        config.pass_environment.clone_from(pass_env);
+        config.identity = user.as_deref().map(|user| identity(user, group.as_deref())).transpose()?;
+        config.isindex = *isindex;
+        config.stderr_to_web_server = *stderr_to_server;
+        config.debug = *debug;
+        let Bodies { request_body, spool_limit, spool_memory } = self.bodies;
+        config.request_body = match request_body {
+            RequestBody::Spool => cgi::RequestBody::Spool,
+            RequestBody::Stream => cgi::RequestBody::Stream,
+        };
+        (config.spool_limit, config.spool_memory) = (spool_limit, spool_memory);
+        let Times { head_timeout, read_timeout, timeout, kill_grace, kill_leftovers } = self.times;
+        (config.head_timeout, config.read_timeout, config.timeout) = (head_timeout, read_timeout, timeout);
+        (config.kill_grace, config.kill_leftovers) = (kill_grace, kill_leftovers);
+        let Numbers { concurrent, concurrent_per_script, queue, queue_wait } = self.numbers;
+        (config.concurrent, config.concurrent_per_script) = (concurrent, concurrent_per_script);
+        (config.queue, config.queue_wait) = (queue, queue_wait);
+        let ScriptLimits { limit_cpu, limit_memory, limit_files, limit_processes, limit_file_size } = self.limits;
+        let limits = &mut config.limits;
+        // A part of a second is a whole one: none at all would end every script at once.
+        limits.cpu_time = limit_cpu.map(|time| time.as_secs() + u64::from(time.subsec_nanos() > 0));
+        (limits.memory, limits.open_files, limits.processes) = (limit_memory, limit_files, limit_processes);
+        limits.file_size = limit_file_size;
+        Ok(config)
+    }
+}
+
+/// Whom scripts run as. Who is not root can be nobody else, which is better said now than at each request.
+fn identity(user: &str, group: Option<&str>) -> anyhow::Result<Identity> {
+    let identity = Identity::of_names(user, group)
+        .with_context(|| format!("scripts can't run as user {user}, group {}", group.unwrap_or("of the user")))?;
+    let own = rustix::process::geteuid();
+    if !own.is_root() {
+        anyhow::bail!(
+            "expected to be started by root, since --user is given, and was started by user {own}",
+            own = own.as_raw()
+        );
+    }
+    Ok(identity)
+}
+
+/// A line for whoever started the bridge, in the form of the log.
+fn say(form: Form, line: impl Display) {
+    match form {
+        Form::Json => tracing::info!(target: SERVING, "{line}"),
+        Form::Text if tracing::enabled!(target: SERVING, tracing::Level::INFO) => {
+            // A standard error that is closed is no reason not to serve.
+            let _ = io::stderr().lock().write_all(format!("{line}\n").as_bytes());
+        }
+        Form::Text => {}
+    }
+}
+
+/// What applications and the HTTP gateway have to say about a request, as part of the tool's log.
+struct Tracing;
+
+impl Log for Tracing {
+    fn write(&self, text: &[u8]) {
+        for line in String::from_utf8_lossy(text).lines() {
+            tracing::warn!("{line}");
+        }
+    }
+}
+
+/// The command line, cut behind TO, where FROM is `cgi:`: what follows may be a client's.
+pub(crate) fn words_of_a_script(tool: &clap::Command, words: &[OsString]) -> Option<Vec<OsString>> {
+    words::up_to_target(tool, words)
+}
+
+/// Whether descriptor 0 is a listening socket: then this process is a server, whatever else the environment says, and its command line its
+/// administrator's.
+pub(crate) fn is_handed_a_socket() -> bool {
+    rustix::net::sockopt::socket_acceptconn(io::stdin().as_fd()).unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn arguments(words: &[&str]) -> Arguments {
+        let words = ["gatespan", "bridge"].iter().chain(words);
+        match crate::Cli::try_parse_from(words).expect("understood").command {
+            crate::Command::Bridge(arguments) => *arguments,
+            _ => unreachable!("the command is bridge"),
+        }
+    }
+
+    #[test]
+    fn the_defaults_that_help_shows_are_the_librarys() {
+        let arguments = arguments(&["http://127.0.0.1:0", "app:hello"]);
+        let config = arguments.cgi_config().unwrap();
+        assert_eq!(format!("{config:?}"), format!("{:?}", cgi::Config::default()));
+        let options = arguments.options();
+        let default = Options::default();
+        assert_eq!(options.listen.socket_mode, default.listen.socket_mode);
+        assert_eq!(options.fastcgi.shutdown_timeout, default.fastcgi.shutdown_timeout);
+        assert_eq!(options.http.shutdown_timeout, default.http.shutdown_timeout);
+        assert_eq!(options.fastcgi.max_connections, default.fastcgi.max_connections);
+        assert_eq!(options.fastcgi.script_name, None);
+        assert_eq!(arguments.max_redirects, Redirects::default().max);
+    }
+
+    #[test]
+    fn what_can_not_be_together_is_refused() {
+        for words in [
+            &["fastcgi:@a", "app:hello", "--max-body", "1M"][..],
+            &["http://127.0.0.1:0", "app:hello", "--allow", "127.0.0.1"],
+            &["http://127.0.0.1:0", "app:hello", "--socket-owner", "0"],
+            &["cgi:", "app:hello", "--script-name", "/a"],
+            &["cgi:", "app:hello", "--access-log", "-"],
+        ] {
+            assert!(arguments(words).check().is_err(), "{words:?}");
+        }
+        arguments(&["fastcgi:/a.sock", "app:hello", "--socket-owner", "0"]).check().unwrap();
+    }
+
+    #[test]
+    fn routes_are_found_in_the_whole_path_behind_fastcgi() {
+        let words = ["fastcgi:@a", "app:hello", "--route", "/a=app:echo"];
+        assert_eq!(arguments(&words).options().fastcgi.script_name, Some(Vec::new()));
+    }
+}

@@ -1,0 +1,51 @@
+//! What TO names: opened once, before anything listens, so that a mistake is told to whoever starts the bridge.
+
+use std::path::Path;
+
+use anyhow::Context;
+use gatespan::address::Address;
+use gatespan::application::AnyApplication;
+use gatespan::upstream::cgi;
+
+use super::builtin;
+
+/// What all targets of a bridge have in common.
+#[derive(Debug, Clone)]
+pub(super) struct Settings {
+    /// How scripts are run; each target adds where they are.
+    pub(super) cgi: cgi::Config,
+}
+
+/// Where requests can be sent.
+pub(super) fn parse(text: &str) -> Result<Address, String> {
+    let address: Address = text.parse().map_err(|error: gatespan::address::AddressError| error.to_string())?;
+    match &address {
+        Address::App(name) if builtin::find(name).is_some() => Ok(address),
+        Address::App(name) => {
+            let names = builtin::NAMES.map(|(name, _)| format!("app:{name}"));
+            Err(format!("expected one of {}, got \"app:{name}\"", names.join(", ")))
+        }
+        Address::Cgi(_) => Ok(address),
+        _ => Err(format!("expected cgi:/FOLDER/, cgi:/PROGRAM or app:NAME, got \"{text}\"")),
+    }
+}
+
+/// The application at an address.
+pub(super) fn open(address: &Address, settings: &Settings) -> anyhow::Result<AnyApplication> {
+    match address {
+        Address::App(name) => builtin::find(name).context("it was checked"),
+        Address::Cgi(path) => scripts(path, settings).with_context(|| format!("{address} can't be served")),
+        other => anyhow::bail!("expected a target, got {other}"),
+    }
+}
+
+/// What it is on disk decides: a folder of scripts, or one program for all requests.
+fn scripts(path: &Path, settings: &Settings) -> anyhow::Result<AnyApplication> {
+    let mut config = settings.cgi.clone();
+    if path.is_dir() {
+        config.roots.insert(0, path.into());
+    } else {
+        config.program = Some(std::path::absolute(path)?);
+    }
+    Ok(AnyApplication::new(cgi::Host::new(config)?))
+}

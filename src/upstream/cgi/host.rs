@@ -1,0 +1,383 @@
+//! The script host: an application that answers each request by running a program.
+
+use std::ffi::CString;
+use std::fmt;
+use std::fs::File;
+use std::future::poll_fn;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+use bytes::Bytes;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::config::{Config, ConfigError, RequestBody};
+use super::environment::{self, Rules};
+use super::exchange::{Exchange, Failed, Request};
+use super::failure::{Busy, Failure, why_not_started};
+use super::nph::end_to_end;
+use super::process::{self, Process};
+use super::queue::{self, NoPlace, Place, Places};
+use super::script::{Finder, Script};
+use super::spawn::{Command, SpawnError, Step};
+use super::stderr::harmless;
+use crate::application::driver::{self, error_page};
+use crate::application::{
+    Application, Body, Environ, Error, Headers, Input, InputError, LocalRedirects, StartResponse, Status,
+};
+use crate::protocol::cgi::{ResponseHead, ResponseKind, allows_body};
+use crate::upstream::spool::{self, SpoolError, Spooled};
+
+/// Bodies of up to so many bytes are put into a pipe before the script is started: what any pipe holds.
+const PUT_BEFOREHAND: u64 = 4096;
+
+/// Runs CGI programs.
+pub struct Host {
+    config: Arc<Config>,
+    finder: Finder,
+    rules: Rules,
+    places: Places,
+    settings: process::Settings,
+}
+
+/// What a script will read.
+struct RequestInput {
+    /// As CONTENT_LENGTH says it.
+    length: Option<u64>,
+    content: Content,
+}
+
+enum Content {
+    Nothing,
+    /// All of it.
+    File(File),
+    /// What there is of it and what is still to come from the client.
+    Stream(Input),
+}
+
+impl Host {
+    /// A host for these scripts.
+    ///
+    /// # Errors
+    ///
+    /// For a folder or program that is not there, or that others can write to; see [`ConfigError`].
+    pub fn new(config: Config) -> Result<Self, ConfigError> {
+        let finder = Finder::new(&config)?;
+        let rules = Rules::new(&config)?;
+        let places = Places::new(queue::Limits {
+            concurrent: config.concurrent,
+            concurrent_per_script: config.concurrent_per_script.unwrap_or(usize::MAX),
+            queue: config.queue,
+            wait: config.queue_wait,
+        });
+        let settings = process::Settings {
+            grace: config.kill_grace,
+            kill_leftovers: config.kill_leftovers,
+            watcher: config.watcher.clone(),
+        };
+        Ok(Self { config: Arc::new(config), finder, rules, places, settings })
+    }
+
+    /// How many scripts run, those included whose response is over.
+    pub fn running(&self) -> usize {
+        self.places.running()
+    }
+
+    /// Waits until no script runs. For shutting down: when the gateway is done, scripts whose clients were cut off may still be in their
+    /// [`Config::kill_grace`], and a runtime that ends before leaves it to the kernel and the watcher to end them.
+    pub async fn idle(&self) {
+        self.places.empty().await;
+    }
+
+    async fn answer(&self, environ: &mut Environ, start_response: &StartResponse) -> Result<Body, Refused> {
+        let script =
+            self.finder.find(environ).map_err(|failure| Refused::Failure(path_for_the_log(environ), failure))?;
+        let name = script.name.clone();
+        let refused = |failure| Refused::Failure(name.clone(), failure);
+        let input = environ.take_input();
+        let input = match self.input(environ, input).await {
+            Ok(input) => input,
+            Err(SpoolError::Input(InputError::TooLarge { limit })) => {
+                return Err(refused(Failure::BodyTooLarge { limit }));
+            }
+            Err(SpoolError::Input(error)) => return Err(Refused::Error(error.into())),
+            Err(SpoolError::Store { folder, source }) => return Err(refused(Failure::Spool { folder, error: source })),
+        };
+        let place = self.place(&script).await.map_err(refused)?;
+        let (process, input) = self.start(environ, script, input).await.map_err(refused)?;
+        let request = Request {
+            environ: environ.without_input(),
+            script: name.clone(),
+            stderr_to_web_server: self.config.stderr_to_web_server,
+            config: self.config.clone(),
+        };
+        let mut exchange = Exchange::new(request, process, input, place);
+        let head = exchange.head().await.map_err(|failed| Refused::of(failed, &name))?;
+        self.respond(environ, head, exchange, start_response).await.map_err(Refused::Error)
+    }
+
+    /// What the script will read of that body. A body without a length is received here, before the script has a place.
+    async fn input(&self, environ: &Environ, mut input: Input) -> Result<RequestInput, SpoolError> {
+        // The gateway's own word counts, not the variable: some of it may have been read on the way.
+        match input.remaining() {
+            Some(0) => {
+                // RFC 3875 4.1.2: without a body it is unset, but a 0 that was sent is passed on.
+                let is_said = environ.get("CONTENT_LENGTH").is_some_and(|length| !length.is_empty());
+                return Ok(RequestInput { length: is_said.then_some(0), content: Content::Nothing });
+            }
+            Some(length) => return Ok(RequestInput { length: Some(length), content: Content::Stream(input) }),
+            None => {}
+        }
+        let is_announced = environ.get("HTTP_TRANSFER_ENCODING").is_some();
+        let first = match ready_chunk(&mut input).await {
+            Some(first) => first?,
+            // Behind FastCGI there is an input for every request, and some web servers never end it.
+            None if environ.server().gateway == "fastcgi" && !is_announced && is_bodiless(environ.method()) => None,
+            None => input.chunk().await?,
+        };
+        let Some(first) = first else {
+            return Ok(RequestInput { length: is_announced.then_some(0), content: Content::Nothing });
+        };
+        input.unread(first);
+        match self.config.request_body {
+            RequestBody::Stream => Ok(RequestInput { length: None, content: Content::Stream(input) }),
+            RequestBody::Spool => {
+                let limits = spool::Limits {
+                    memory: self.config.spool_memory,
+                    max_len: self.config.spool_limit,
+                    folder: self.config.spool_folder.as_deref(),
+                };
+                let spooled = Spooled::receive(&mut input, limits).await?;
+                let length = Some(spooled.len());
+                let content = match spooled {
+                    Spooled::File { file, .. } => Content::File(file),
+                    memory @ Spooled::Memory(_) => Content::Stream(memory.into_input()),
+                };
+                Ok(RequestInput { length, content })
+            }
+        }
+    }
+
+    async fn place(&self, script: &Script) -> Result<Place, Failure> {
+        let begun = Instant::now();
+        self.places.place(&script.file).await.map_err(|none| {
+            let per_script = self.config.concurrent_per_script.unwrap_or(self.config.concurrent);
+            let (limit, value) = match none {
+                NoPlace::Full => (Busy::Queue, self.config.queue),
+                NoPlace::Waited if self.running() < self.config.concurrent => (Busy::WaitForScript, per_script),
+                NoPlace::Waited => (Busy::Wait, self.config.concurrent),
+            };
+            Failure::Busy { limit, value, waited: begun.elapsed() }
+        })
+    }
+
+    /// Starts the script. What of its input is not there yet comes back with it.
+    async fn start(&self, environ: &Environ, script: Script, input: RequestInput) -> Result<(Process, Input), Failure> {
+        let cannot_start =
+            |step: &str, error| Failure::CannotStart { file: script.file.clone(), step: step.to_owned().into(), error };
+        let environment = environment::build(environ, &script, &self.rules, input.length)?;
+        let (stdin, rest) = match input.content {
+            Content::Nothing => (process::Input::Nothing, Input::empty()),
+            Content::File(file) => (process::Input::File(file.into()), Input::empty()),
+            Content::Stream(mut input) => match put_beforehand(&mut input).await {
+                Ok(Some(pipe)) => (process::Input::File(pipe), Input::empty()),
+                Ok(None) => (process::Input::Pipe, input),
+                Err(error) => return Err(cannot_start(&Step::Pipes.to_string(), error)),
+            },
+        };
+        let directory = CString::new(script.directory.clone().into_os_string().into_vec());
+        let mut command = Command::new(script.program.clone());
+        command.arguments.clone_from(&script.arguments);
+        command.arguments.extend(environment::arguments(environ, &self.rules));
+        command.environment = environment;
+        command.directory = directory.map_err(|error| cannot_start("its folder", error.into()))?;
+        command.limits = self.config.limits;
+        command.identity.clone_from(&self.config.identity);
+        match Process::start(command, stdin, &self.settings).await {
+            Ok(process) => Ok((process, rest)),
+            Err(SpawnError { step: Step::Exec | Step::Directory, source }) => Err(why_not_started(&script, source)),
+            Err(SpawnError { step, source }) => Err(cannot_start(&step.to_string(), source)),
+        }
+    }
+
+    /// Makes a response of what the script's head asks for (RFC 3875 6.2).
+    async fn respond(
+        &self,
+        environ: &Environ,
+        mut head: ResponseHead,
+        mut exchange: Exchange,
+        start_response: &StartResponse,
+    ) -> Result<Body, Error> {
+        let is_local = match head.kind() {
+            ResponseKind::LocalRedirect { path } => match environ.extensions().get::<LocalRedirects>() {
+                Some(redirects) => {
+                    redirects.set(Bytes::copy_from_slice(path));
+                    true
+                }
+                // Nobody runs the request again here: the client does.
+                None => false,
+            },
+            _ => false,
+        };
+        let (code, reason) = head.status_or_default();
+        // A reason that can't stand there is none.
+        let status = Status::with_reason(code, reason).or_else(|_| Status::new(code)).map_err(Error::new)?;
+        let length = head.content_length();
+        let fields = end_to_end(&mut head);
+        start_response.start(status, fields)?;
+        if is_local || !allows_body(code, environ.method()) {
+            if !is_local {
+                // Whatever becomes of the script now, its answer is here.
+                let _ = exchange.drain_input().await;
+            }
+            exchange.finish();
+            return Ok(Body::empty());
+        }
+        exchange.begin_body(length);
+        Ok(Body::frames(exchange))
+    }
+
+    /// Answers a request that failed, and says why in the log.
+    fn refuse(
+        &self,
+        environ: &Environ,
+        script: &str,
+        failure: &Failure,
+        start_response: &StartResponse,
+    ) -> Result<Body, Error> {
+        let (code, id, is_head) = (failure.status(), environ.request_id(), environ.method() == b"HEAD");
+        let mut page = match self.config.debug {
+            true => debug_page(code, id, is_head, failure),
+            false => error_page(code, id, is_head),
+        };
+        if let Some(location) = failure.location() {
+            page.head.headers.push("Location", location);
+            return page.pass_on(start_response);
+        }
+        let (cause, mend) = (failure.cause(), failure.mend());
+        if code < 500 {
+            tracing::warn!(request_id = id, script, status = code, cause, %mend, "request failed");
+        } else {
+            tracing::error!(request_id = id, script, status = code, cause, %mend, "request failed");
+        }
+        if let Failure::Busy { .. } = failure {
+            let seconds = self.config.queue_wait.as_secs() + u64::from(self.config.queue_wait.subsec_nanos() > 0);
+            page.head.headers.push("Retry-After", seconds.max(1).to_string());
+        }
+        page.pass_on(start_response)
+    }
+}
+
+impl Application for Host {
+    async fn call(&self, mut environ: Environ, start_response: StartResponse) -> Result<Body, Error> {
+        match self.answer(&mut environ, &start_response).await {
+            Ok(body) => Ok(body),
+            Err(Refused::Failure(script, failure)) => self.refuse(&environ, &script, &failure, &start_response),
+            Err(Refused::Error(error)) => Err(error),
+        }
+    }
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Host").field("config", &self.config).field("running", &self.running()).finish_non_exhaustive()
+    }
+}
+
+/// Why a request is not answered by its script.
+enum Refused {
+    /// The script's name, and what is wrong.
+    Failure(String, Failure),
+    /// What is not the script's fault, for the driver to answer.
+    Error(Error),
+}
+
+impl Refused {
+    fn of(failed: Failed, script: &str) -> Self {
+        match failed {
+            Failed::Script(failure) => Self::Failure(script.to_owned(), failure),
+            Failed::Input(error) => Self::Error(error.into()),
+            Failed::Cancelled => Self::Error(InputError::Aborted.into()),
+        }
+    }
+}
+
+/// The next piece of an input, if it is there already; `None` if it has to be waited for.
+async fn ready_chunk(input: &mut Input) -> Option<Result<Option<Bytes>, InputError>> {
+    let mut chunk = pin!(input.chunk());
+    poll_fn(|cx| match chunk.as_mut().poll(cx) {
+        Poll::Ready(chunk) => Poll::Ready(Some(chunk)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
+}
+
+/// A pipe that holds all of an input, where that is short and there already: the script is started with it, and nobody has to write.
+async fn put_beforehand(input: &mut Input) -> io::Result<Option<OwnedFd>> {
+    let Some(length @ 1..=PUT_BEFOREHAND) = input.remaining() else { return Ok(None) };
+    // What is wrong with the input shows when it is read on.
+    let Some(Ok(Some(bytes))) = ready_chunk(input).await else { return Ok(None) };
+    if bytes.len() as u64 != length {
+        input.unread(bytes);
+        return Ok(None);
+    }
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    // It can't block: an empty pipe takes that much at once.
+    File::from(write).write_all(&bytes)?;
+    Ok(Some(read))
+}
+
+/// Whether a request of this method has no body unless it says so.
+fn is_bodiless(method: &[u8]) -> bool {
+    matches!(method, b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" | b"DELETE")
+}
+
+/// What a request asked for that no script was found for.
+fn path_for_the_log(environ: &Environ) -> String {
+    harmless(&[environ.script_name(), environ.path_info()].concat())
+}
+
+/// The page that says what the log says.
+fn debug_page(code: u16, request_id: &str, is_head: bool, failure: &Failure) -> driver::Response {
+    let mut page = error_page(code, request_id, true);
+    let (status, cause, mend) = (page.head.status.to_string(), failure.cause(), failure.mend());
+    let mut text = String::new();
+    for (before, part, after) in [
+        ("<!DOCTYPE html>\n<html>\n<head><title>", status.as_str(), "</title></head>\n"),
+        ("<body>\n<h1>", &status, "</h1>\n"),
+        ("<p>", &cause, "</p>\n"),
+        ("<p>", &mend, "</p>\n"),
+        ("<p><small>request ", request_id, "</small></p>\n</body>\n</html>\n"),
+    ] {
+        text.push_str(before);
+        escape_html(part, &mut text);
+        text.push_str(after);
+    }
+    page.head.headers = Headers::from([
+        ("Content-Type", "text/html; charset=utf-8"),
+        ("Content-Length", &text.len().to_string()),
+        // It holds what scripts put out: nothing of that is to run.
+        ("Content-Security-Policy", "default-src 'none'"),
+    ]);
+    if !is_head {
+        page.body = Body::from(text).into();
+    }
+    page
+}
+
+fn escape_html(text: &str, out: &mut String) {
+    for character in text.chars() {
+        match character {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            _ => out.push(character),
+        }
+    }
+}

@@ -1,0 +1,423 @@
+//! A running program: its pipes, its exit, and the end of its process group.
+
+use std::fs::File;
+use std::future::Future;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::pin::Pin;
+use std::process::ExitStatus;
+use std::sync::OnceLock;
+use std::task::{Context, Poll};
+use std::thread;
+use std::time::Duration;
+
+use rustix::io::{Errno, ioctl_fionbio};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, WaitOptions, kill_process_group, pidfd_open, waitid,
+    waitpid,
+};
+use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe;
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+
+use super::spawn::{Command, SpawnError, Step, signal_group, spawn, watched};
+use super::watcher::{Place, WATCHED, Watcher};
+
+/// A running program, the leader of a process group of its own.
+///
+/// Dropped while it runs, it is ended as by [`end`](Self::end).
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Process {
+    /// The program's input, if it was started with [`Input::Pipe`]. Dropping it is the end of the input.
+    pub stdin: Option<pipe::Sender>,
+    /// The program's output.
+    pub stdout: Option<pipe::Receiver>,
+    /// What the program says about itself.
+    pub stderr: Option<pipe::Receiver>,
+    number: u32,
+    /// Gone when the program has been waited for.
+    leader: Option<Leader>,
+    status: Option<ExitStatus>,
+}
+
+/// What a program reads as its descriptor 0.
+#[derive(Debug)]
+pub enum Input {
+    /// Nothing: `/dev/null`.
+    Nothing,
+    /// What is written to [`Process::stdin`].
+    Pipe,
+    /// A file, from where it stands.
+    File(OwnedFd),
+}
+
+/// How programs are started and ended.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Settings {
+    /// How long a group that was told to end has until it is killed. 5 s by default.
+    pub grace: Duration,
+    /// Whether what a program leaves behind in its group when it exits is ended too. Off by default.
+    pub kill_leftovers: bool,
+    /// Who ends the group when this process is killed. Nobody by default.
+    pub watcher: Option<Watcher>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { grace: Duration::from_secs(5), kill_leftovers: false, watcher: None }
+    }
+}
+
+impl Process {
+    /// Starts a program. To be called within a tokio runtime that has its clock and its I/O.
+    ///
+    /// Cancel safe: a program that was started for nobody is ended.
+    ///
+    /// # Errors
+    ///
+    /// See [`Step`].
+    pub async fn start(command: Command, input: Input, settings: &Settings) -> Result<Self, SpawnError> {
+        match std::env::var("SPAWN_MODE").as_deref() {
+            Ok("pool") => {
+                let s = settings.clone();
+                tokio::task::spawn_blocking(move || launch(&command, input, &s, Handle::current())).await.unwrap()
+            }
+            _ => launch(&command, input, settings, Handle::current()),
+        }
+    }
+
+    /// The number of the process, and of its group.
+    pub fn id(&self) -> u32 {
+        self.number
+    }
+
+    /// Waits until the program has exited, and takes leave of it. What else is in its group runs on, unless
+    /// [`Settings::kill_leftovers`] says otherwise; that goes on in the background then.
+    ///
+    /// Cancel safe. Called again, it returns the same.
+    ///
+    /// # Errors
+    ///
+    /// Somebody else in this process has waited for the program, or this process ignores SIGCHLD.
+    pub async fn exited(&mut self) -> io::Result<ExitStatus> {
+        if let Some(leader) = &mut self.leader {
+            let status = leader.exit().await?;
+            self.status = Some(status);
+            if let Some(mut leader) = self.leader.take() {
+                if leader.kill_leftovers {
+                    leader.signal(Signal::TERM);
+                    let deadline = Instant::now() + leader.grace;
+                    leader.runtime.clone().spawn(leader.end_leftovers(deadline));
+                } else {
+                    leader.release();
+                }
+            }
+        }
+        self.status.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// Ends the whole group: SIGTERM, and SIGKILL after [`Settings::grace`] for what is left, always before the leader
+    /// is waited for, so that the group's number can't be another's by then.
+    ///
+    /// It happens in the background, whether the returned future is polled or not. When the runtime ends first, what is
+    /// left is killed.
+    pub fn end(mut self) -> Ending {
+        match self.leader.take() {
+            Some(leader) => Ending(Outcome::Awaited(leader.end())),
+            None => Ending(Outcome::Over(self.status)),
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(leader) = self.leader.take() {
+            drop(leader.end());
+        }
+    }
+}
+
+/// The end of a group: done when all of it is gone, with the leader's status.
+#[derive(Debug)]
+pub struct Ending(Outcome);
+
+#[derive(Debug)]
+enum Outcome {
+    Over(Option<ExitStatus>),
+    Awaited(JoinHandle<io::Result<ExitStatus>>),
+}
+
+impl Future for Ending {
+    type Output = io::Result<ExitStatus>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            Outcome::Over(status) => Poll::Ready(status.ok_or_else(|| io::ErrorKind::NotFound.into())),
+            Outcome::Awaited(task) => {
+                Pin::new(task).poll(context).map(|ended| ended.unwrap_or_else(|error| Err(io::Error::other(error))))
+            }
+        }
+    }
+}
+
+/// Starts a program; the calling thread stands still until it is executed.
+fn launch(command: &Command, input: Input, settings: &Settings, runtime: Handle) -> Result<Process, SpawnError> {
+    let place = match &settings.watcher {
+        None => None,
+        Some(watcher) => Some(watcher.place().ok_or_else(|| SpawnError {
+            step: Step::Watcher,
+            source: io::Error::other(format!("expected at most {WATCHED} programs at once")),
+        })?),
+    };
+    // All that can fail is done before there is a process.
+    let pipes = Pipes::open(input, &runtime).map_err(|source| SpawnError { step: Step::Pipes, source })?;
+    let descriptors = [pipes.input.as_fd(), pipes.output.as_fd(), pipes.errors.as_fd()];
+    let pid = spawn(command, descriptors, place.as_ref().map(Place::number))?;
+    Ok(Process {
+        stdin: pipes.stdin,
+        stdout: Some(pipes.stdout),
+        stderr: Some(pipes.stderr),
+        number: pid.as_raw_nonzero().get().unsigned_abs(),
+        leader: Some(Leader {
+            pid,
+            place,
+            pidfd: None,
+            grace: settings.grace,
+            kill_leftovers: settings.kill_leftovers,
+            is_released: false,
+            runtime,
+        }),
+        status: None,
+    })
+}
+
+/// Both ends of what a program is started with.
+struct Pipes {
+    input: Source,
+    output: OwnedFd,
+    errors: OwnedFd,
+    stdin: Option<pipe::Sender>,
+    stdout: pipe::Receiver,
+    stderr: pipe::Receiver,
+}
+
+/// The program's descriptor 0.
+enum Source {
+    Own(OwnedFd),
+    Nothing(&'static File),
+}
+
+impl AsFd for Source {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Own(descriptor) => descriptor.as_fd(),
+            Self::Nothing(file) => file.as_fd(),
+        }
+    }
+}
+
+impl Pipes {
+    fn open(input: Input, runtime: &Handle) -> io::Result<Self> {
+        // The runtime's side of the pipes is told to it here, perhaps on a thread that is not one of the runtime's.
+        let _entered = runtime.enter();
+        let (input, stdin) = match input {
+            Input::Nothing => (Source::Nothing(nothing()?), None),
+            Input::File(file) => (Source::Own(file), None),
+            Input::Pipe => {
+                let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC)?;
+                ioctl_fionbio(&ours, true)?;
+                (Source::Own(theirs), Some(pipe::Sender::from_owned_fd_unchecked(ours)?))
+            }
+        };
+        let receiver = || -> io::Result<_> {
+            let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
+            // Only this end: the program's has a flag of its own, and programs expect to wait.
+            ioctl_fionbio(&ours, true)?;
+            Ok((pipe::Receiver::from_owned_fd_unchecked(ours)?, theirs))
+        };
+        let (stdout, output) = receiver()?;
+        let (stderr, errors) = receiver()?;
+        Ok(Self { input, output, errors, stdin, stdout, stderr })
+    }
+}
+
+/// `/dev/null`, opened once for all programs: nobody has a position in it.
+fn nothing() -> io::Result<&'static File> {
+    static NOTHING: OnceLock<File> = OnceLock::new();
+    if let Some(file) = NOTHING.get() {
+        return Ok(file);
+    }
+    let file = File::open("/dev/null")?;
+    Ok(NOTHING.get_or_init(|| file))
+}
+
+/// A group's leader that has not been waited for. So long as it has not, its number, which is the group's, is no other's.
+#[derive(Debug)]
+struct Leader {
+    pid: Pid,
+    /// Where the watcher finds the group.
+    place: Option<Place>,
+    /// Opened only when there is something to wait for.
+    pidfd: Option<AsyncFd<OwnedFd>>,
+    grace: Duration,
+    kill_leftovers: bool,
+    /// Whether it has been waited for.
+    is_released: bool,
+    runtime: Handle,
+}
+
+/// The first and the longest pause between two looks at a group, or at a leader that has no descriptor.
+const PAUSES: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(50)];
+
+impl Leader {
+    /// The leader's status, if it has exited. It remains to be waited for.
+    fn status(&self) -> io::Result<Option<ExitStatus>> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        loop {
+            match waitid(WaitId::Pid(self.pid), options) {
+                Err(Errno::INTR) => {}
+                status => return Ok(status?.as_ref().map(exit_status)),
+            }
+        }
+    }
+
+    /// Waits until the leader has exited. It remains to be waited for.
+    async fn exit(&mut self) -> io::Result<ExitStatus> {
+        // After the end of its output it mostly has by now, or will have in a moment.
+        if let Some(status) = self.status()? {
+            return Ok(status);
+        }
+        if self.descriptor().is_none() {
+            // Without descriptors, or before Linux 5.3.
+            let [mut pause, longest] = PAUSES;
+            loop {
+                sleep(pause).await;
+                if let Some(status) = self.status()? {
+                    return Ok(status);
+                }
+                pause = longest.min(pause * 2);
+            }
+        }
+        loop {
+            if let Some(pidfd) = &self.pidfd {
+                pidfd.readable().await?.clear_ready();
+            }
+            if let Some(status) = self.status()? {
+                return Ok(status);
+            }
+        }
+    }
+
+    /// A descriptor for the leader.
+    fn descriptor(&mut self) -> Option<BorrowedFd<'_>> {
+        if self.pidfd.is_none() {
+            self.pidfd = pidfd_open(self.pid, PidfdFlags::empty()).ok().and_then(|pidfd| watched(pidfd).ok());
+        }
+        self.pidfd.as_ref().map(|pidfd| pidfd.get_ref().as_fd())
+    }
+
+    /// Signals the whole group. To be called before the leader is released only.
+    fn signal(&self, signal: Signal) {
+        // If others have waited for it, its number may be another's already.
+        if self.is_released || self.status().is_err() {
+            return;
+        }
+        // It fails for groups that have taken on another user's rights, and there is nothing else to try then.
+        let _ = kill_process_group(self.pid, signal);
+    }
+
+    /// Takes leave of a leader that has exited: from now on its number may be another's.
+    fn release(&mut self) {
+        self.place = None;
+        while matches!(waitpid(Some(self.pid), WaitOptions::NOHANG), Err(Errno::INTR)) {}
+        self.is_released = true;
+    }
+
+    /// Ends the group, in the background.
+    fn end(self) -> JoinHandle<io::Result<ExitStatus>> {
+        // At once, however long the runtime takes to get to the rest.
+        self.signal(Signal::TERM);
+        self.runtime.clone().spawn(self.end_told())
+    }
+
+    /// Ends a group that has been told to end.
+    async fn end_told(mut self) -> io::Result<ExitStatus> {
+        let deadline = Instant::now() + self.grace;
+        match timeout_at(deadline, self.exit()).await {
+            Ok(exited) => {
+                let status = exited?;
+                self.end_leftovers(deadline).await;
+                Ok(status)
+            }
+            Err(_) => {
+                self.signal(Signal::KILL);
+                let status = self.exit().await?;
+                self.release();
+                Ok(status)
+            }
+        }
+    }
+
+    /// Ends what is left of a group that has been told to end and whose leader has exited, and releases the leader.
+    async fn end_leftovers(mut self, deadline: Instant) {
+        let can_outlast = self.descriptor().is_some_and(|pidfd| signal_group(pidfd, 0).is_ok());
+        if !can_outlast {
+            // Whether anybody is left can't be seen while the leader is there, and no signal is safe when it is not.
+            sleep_until(deadline).await;
+            self.signal(Signal::KILL);
+            self.release();
+            return;
+        }
+        self.release();
+        let [mut pause, longest] = PAUSES;
+        while let Some(pidfd) = self.descriptor() {
+            if signal_group(pidfd, 0).is_err() {
+                return;
+            }
+            if Instant::now() >= deadline {
+                let _ = signal_group(pidfd, Signal::KILL.as_raw());
+                return;
+            }
+            sleep_until(deadline.min(Instant::now() + pause)).await;
+            pause = longest.min(pause * 2);
+        }
+    }
+}
+
+impl Drop for Leader {
+    /// Reached without a release when the runtime ends before the group does, and when the program was waited for by others.
+    fn drop(&mut self) {
+        if self.is_released || self.status().is_err() {
+            return;
+        }
+        self.signal(Signal::KILL);
+        for _ in 0..LAST_LOOKS {
+            if let Ok(Some(_)) | Err(_) = self.status() {
+                self.release();
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        // The kernel can't end it yet. Its place is never used again, so that the watcher may see to it.
+        mem::forget(self.place.take());
+    }
+}
+
+/// How often, a millisecond apart, a killed leader is looked for when the runtime is gone.
+const LAST_LOOKS: usize = 100;
+
+fn exit_status(status: &WaitIdStatus) -> ExitStatus {
+    const CORE_DUMPED: i32 = 0x80;
+    ExitStatus::from_raw(match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => code << 8,
+        (None, Some(signal)) => signal | if status.dumped() { CORE_DUMPED } else { 0 },
+        (None, None) => 0,
+    })
+}
