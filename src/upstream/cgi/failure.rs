@@ -299,7 +299,7 @@ impl Failure {
             Self::BadPath { fault: PathFault::TooLong { .. } | PathFault::Nul, .. } => {
                 "Nothing to mend here: the client asked for what can't be.".into()
             }
-            Self::BadPath { variable: "PATH_INFO", .. } => {
+            Self::BadPath { variable: "PATH_INFO" | "REQUEST_URI", .. } => {
                 "Nothing to mend here, unless the address was meant: then link to the script by its plain path.".into()
             }
             Self::BadPath { variable, .. } => {
@@ -810,4 +810,235 @@ fn list<T: AsRef<OsStr>>(f: &mut fmt::Formatter<'_>, all: &[T], between: &str) -
         write!(f, "{}{}", if place == 0 { "" } else { between }, Shown(one))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::application::Environ;
+    use crate::upstream::cgi::config::Config;
+    use crate::upstream::cgi::script::Finder;
+
+    fn write(folder: &Path, name: &str, content: &[u8], mode: u32) -> PathBuf {
+        let path = folder.join(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+
+    fn script(folder: &Path, name: &str) -> Script {
+        let config = Config { roots: vec![folder.into()], ..Config::default() };
+        let sent = [("PATH_INFO", format!("/{name}"))].into_iter().collect();
+        Finder::new(&config).unwrap().find(&Environ::new(sent)).unwrap()
+    }
+
+    /// Why it is not started, the reason being what the system says when it is.
+    fn why(script: &Script) -> Failure {
+        let arguments = script.arguments.iter().map(|each| OsStr::from_bytes(each.as_bytes()));
+        let mut command = Command::new(OsStr::from_bytes(script.program.as_bytes()));
+        command.args(arguments.skip(1)).env_clear();
+        let error = match command.spawn() {
+            Err(error) => error,
+            Ok(mut child) => panic!("{script:?} started: {:?}", child.wait()),
+        };
+        why_not_started(script, error)
+    }
+
+    #[test]
+    fn a_script_without_an_interpreter_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        for (content, shown) in [
+            (&b"print('hello')\n"[..], "begins with \"print(\\'hello\\')\\n\""),
+            (b"", "begins with \"\""),
+            (b"\xef\xbb\xbf#!/bin/sh\n", "begins with \"\\xef\\xbb\\xbf#!/bin/sh\\n\""),
+            (b"\n#!/bin/sh\n", "begins with \"\\n#!/bin/sh\\n\""),
+            (b"#!\n", "begins with \"#!\\n\""),
+        ] {
+            write(folder.path(), "x", content, 0o755);
+            let failure = why(&script(folder.path(), "x"));
+            assert!(matches!(failure, Failure::NoInterpreter { .. }), "{failure:?}");
+            assert!(failure.cause().contains(shown), "{failure}");
+            assert!(failure.mend().contains("#!/bin/sh"));
+            assert_eq!(failure.status(), 500);
+        }
+        write(folder.path(), "x", b"\x7fELF for another machine", 0o755);
+        let failure = why(&script(folder.path(), "x"));
+        assert!(failure.mend().contains("for this machine"), "{failure}");
+    }
+
+    #[test]
+    fn an_interpreter_that_is_missing_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        for (content, name, carriage_return) in [
+            (&b"#!/none/python\n"[..], "/none/python", false),
+            (b"#! \t/none/python -u x\n", "/none/python", false),
+            (b"#!/bin/sh\r\necho\r\n", "/bin/sh\r", true),
+            (b"#!/bin/sh/x\n", "/bin/sh/x", false),
+            (b"#!/none/python", "/none/python", false),
+        ] {
+            write(folder.path(), "x", content, 0o755);
+            let failure = why(&script(folder.path(), "x"));
+            match &failure {
+                Failure::InterpreterMissing { interpreter: Some(interpreter), carriage_return: ends, .. } => {
+                    assert_eq!((interpreter.to_str().unwrap(), *ends), (name, carriage_return));
+                }
+                failure => panic!("{failure:?}"),
+            }
+            assert_eq!(failure.cause().contains("carriage return"), carriage_return, "{failure}");
+            assert_eq!(failure.mend().contains("line ends"), carriage_return);
+            assert_eq!(failure.status(), 500);
+        }
+    }
+
+    #[test]
+    fn an_interpreter_that_may_not_be_executed_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let interpreter = write(folder.path(), "interpreter", b"#!/bin/sh\n", 0o644);
+        for interpreter in [interpreter, folder.path().into()] {
+            write(folder.path(), "x", format!("#!{}\n", interpreter.display()).as_bytes(), 0o755);
+            let failure = why(&script(folder.path(), "x"));
+            assert!(
+                matches!(&failure, Failure::InterpreterDenied { interpreter: named, .. } if *named == interpreter),
+                "{failure:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_binary_whose_loader_is_missing_is_told_apart_from_a_missing_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut binary = fs::read("/bin/true").unwrap();
+        let loader = binary.windows(5).position(|five| five == b"/lib6" || five == b"/lib/").unwrap();
+        binary[loader + 1] = b'X';
+        write(folder.path(), "x", &binary, 0o755);
+        let failure = why(&script(folder.path(), "x"));
+        assert!(matches!(failure, Failure::InterpreterMissing { interpreter: None, .. }), "{failure:?}");
+        let found = script(folder.path(), "x");
+        fs::remove_file(folder.path().join("x")).unwrap();
+        assert!(matches!(why(&found), Failure::NotFound { named: true, .. }));
+    }
+
+    #[test]
+    fn an_interpreter_by_ending_that_went_away_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), "x.py", b"", 0o644);
+        let interpreter = write(folder.path(), "python", b"#!/bin/sh\n", 0o755);
+        let interpreters = vec![(".py".into(), interpreter.clone())];
+        let config = Config { roots: vec![folder.path().into()], interpreters, ..Config::default() };
+        let sent = [("PATH_INFO", "/x.py")].into_iter().collect();
+        let script = Finder::new(&config).unwrap().find(&Environ::new(sent)).unwrap();
+        fs::remove_file(&interpreter).unwrap();
+        let failure = why(&script);
+        assert!(
+            matches!(&failure, Failure::InterpreterMissing { interpreter: Some(named), .. } if *named == interpreter),
+            "{failure:?}"
+        );
+    }
+
+    #[test]
+    fn a_working_directory_that_went_away_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), "x", b"#!/bin/sh\n", 0o755);
+        let found = Script { directory: folder.path().join("gone"), ..script(folder.path(), "x") };
+        let failure = why_not_started(&found, io::Error::from_raw_os_error(libc::ENOENT));
+        assert!(matches!(failure, Failure::WrongFolder { .. }), "{failure:?}");
+        let source = io::Error::from_raw_os_error(libc::ENOENT);
+        let failure = not_started(&found, SpawnError { step: Step::Directory, source });
+        assert!(failure.cause().contains("gone"), "{failure}");
+    }
+
+    #[test]
+    fn the_systems_word_stands_where_nothing_else_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), "x", b"#!/bin/sh\n", 0o755);
+        let found = script(folder.path(), "x");
+        for (errno, status) in [
+            (libc::E2BIG, 431),
+            (libc::EAGAIN, 503),
+            (libc::ENOMEM, 503),
+            (libc::EMFILE, 503),
+            (libc::ETXTBSY, 503),
+            (libc::ELOOP, 500),
+            (libc::EIO, 500),
+            (libc::ENOENT, 500),
+        ] {
+            let failure = why_not_started(&found, io::Error::from_raw_os_error(errno));
+            assert!(matches!(failure, Failure::CannotStart { .. }), "{failure:?}");
+            assert_eq!(failure.status(), status, "{failure}");
+            assert!(failure.cause().contains(&io::Error::from_raw_os_error(errno).to_string()), "{failure}");
+        }
+        let source = io::Error::from_raw_os_error(libc::EMFILE);
+        let failure = not_started(&found, SpawnError { step: Step::Pipes, source });
+        assert!(failure.cause().contains("no pipe for the program"), "{failure}");
+        let denied = why_not_started(&found, io::Error::from_raw_os_error(libc::EACCES));
+        assert!(matches!(denied, Failure::NotExecutable { mode: 0o755, .. }), "{denied:?}");
+        assert!(denied.mend().contains("noexec"));
+    }
+
+    /// One of each kind, as far as no other test makes it.
+    fn all() -> Vec<Failure> {
+        let start = || Excerpt::new(b"Hello\n");
+        let second = Duration::from_secs(1);
+        let error = || io::Error::from_raw_os_error(libc::ENOSPC);
+        vec![
+            Failure::NoSlash { location: "/x/".into(), safe: true },
+            Failure::BadVariable { name: start(), fault: "which holds NUL" },
+            Failure::TooManyVariables { name: None, len: 5, limit: 4 },
+            Failure::BadContentLength { value: start() },
+            Failure::BodyTooLarge { limit: 4 },
+            Failure::Spool { folder: "/tmp".into(), error: error() },
+            Failure::Busy { limit: Busy::Queue, value: 4, waited: second },
+            Failure::Busy { limit: Busy::Wait, value: 4, waited: second },
+            Failure::Busy { limit: Busy::WaitForScript, value: 4, waited: second },
+            Failure::Busy { limit: Busy::Shutdown, value: 0, waited: second },
+            Failure::HeadTimeout { limit: second, start: start() },
+            Failure::ReadTimeout { limit: second, received: 7 },
+            Failure::Timeout { limit: second },
+            Failure::MalformedHead { error: HeadError::NoColon { line: start() }.into(), start: start() },
+            Failure::NoHead { end: End::Exit(0), start: start() },
+            Failure::NoHead { end: End::Exit(127), start: start() },
+            Failure::NoHead { end: End::Signal(libc::SIGSEGV), start: start() },
+            Failure::NoHead { end: End::Running, start: start() },
+            Failure::Signal { signal: libc::SIGKILL },
+            Failure::Signal { signal: 64 },
+            Failure::ExitCode { code: 3 },
+            Failure::Incomplete { expected: 5, received: 4 },
+            Failure::Output { error: error() },
+        ]
+    }
+
+    #[test]
+    fn each_failure_says_what_was_expected_what_mends_it_and_its_status() {
+        for failure in all() {
+            assert!(failure.cause().starts_with("expected "), "{failure}");
+            assert!(!failure.mend().is_empty() && !failure.mend().contains("  "), "{failure:?}");
+            assert_eq!(failure.location().is_some(), (300..400).contains(&failure.status()));
+            let status = failure.status();
+            if status >= 400 {
+                assert_eq!(failure.into_error().status(), status);
+            }
+        }
+        let causes: Vec<String> = all().iter().map(Failure::cause).collect();
+        for expected in [
+            "expected the script to end by itself, and signal 9 (KILL) ended it",
+            "expected a response head, got \"Hello\\n\", and then the script was ended by signal 11 (SEGV)",
+            "expected a response head within 1s, got \"Hello\\n\" so far",
+        ] {
+            assert!(causes.iter().any(|cause| cause == expected), "{causes:#?}");
+        }
+    }
+
+    #[test]
+    fn a_message_is_one_line_whatever_the_path() {
+        let failure =
+            Failure::NotFound { looked: vec![OsStr::from_bytes(b"/a\n\x1b[31m\xff\xc3\xa9").into()], named: false };
+        assert_eq!(failure.cause(), "expected a script, found none at /a\\n\\u{1b}[31m\\xffé");
+    }
+
+    #[test]
+    fn a_failure_is_small_enough_to_be_handed_on() {
+        assert!(size_of::<Failure>() <= 128, "{}", size_of::<Failure>());
+    }
 }

@@ -4,6 +4,7 @@ mod config;
 mod host;
 pub mod failure;
 pub mod script;
+mod spelling;
 mod walk;
 pub mod environment;
 mod queue;

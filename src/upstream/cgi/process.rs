@@ -22,10 +22,11 @@ use rustix::process::{
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use super::spawn::{Command, SpawnError, Step, signal_group, spawn, watched};
+use super::spawn::{Command, SpawnError, Step, signal_group, spawn, threads, watched};
 use super::watcher::{Place, WATCHED, Watcher};
 
 /// A running program, the leader of a process group of its own.
@@ -84,13 +85,15 @@ impl Process {
     ///
     /// See [`Step`].
     pub async fn start(command: Command, input: Input, settings: &Settings) -> Result<Self, SpawnError> {
-        match std::env::var("SPAWN_MODE").as_deref() {
-            Ok("pool") => {
-                let s = settings.clone();
-                tokio::task::spawn_blocking(move || launch(&command, input, &s, Handle::current())).await.unwrap()
-            }
-            _ => launch(&command, input, settings, Handle::current()),
-        }
+        let (settings, runtime) = (settings.clone(), Handle::current());
+        let (started, outcome) = oneshot::channel();
+        threads::run(move || {
+            // If nobody waits any more, this drops the process and thereby ends it.
+            drop(started.send(launch(&command, input, settings, runtime)));
+        });
+        let lost =
+            || SpawnError { step: Step::Process, source: io::Error::other("the thread that starts it panicked") };
+        outcome.await.unwrap_or_else(|_| Err(lost()))
     }
 
     /// The number of the process, and of its group.
@@ -168,7 +171,7 @@ impl Future for Ending {
 }
 
 /// Starts a program; the calling thread stands still until it is executed.
-fn launch(command: &Command, input: Input, settings: &Settings, runtime: Handle) -> Result<Process, SpawnError> {
+fn launch(command: &Command, input: Input, settings: Settings, runtime: Handle) -> Result<Process, SpawnError> {
     let place = match &settings.watcher {
         None => None,
         Some(watcher) => Some(watcher.place().ok_or_else(|| SpawnError {

@@ -3,6 +3,7 @@
 mod child;
 mod identity;
 mod descriptors;
+pub(super) mod threads;
 
 use std::ffi::CString;
 use std::fmt;
