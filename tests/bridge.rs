@@ -56,8 +56,9 @@ impl Log {
     fn line(&self, part: &str) -> String {
         let (lines, more) = &*self.0;
         let found = |lines: &[String]| lines.iter().find(|line| line.contains(part)).cloned();
-        let (lines, _) =
-            more.wait_timeout_while(lines.lock().unwrap(), SOON, |(lines, over)| !*over && found(lines).is_none()).unwrap();
+        let (lines, _) = more
+            .wait_timeout_while(lines.lock().unwrap(), SOON, |(lines, over)| !*over && found(lines).is_none())
+            .unwrap();
         found(&lines.0).unwrap_or_else(|| panic!("no line with {part:?} in {:#?}", lines.0))
     }
 
@@ -153,7 +154,9 @@ fn status(answer: &str) -> u16 {
 /// The value of a header of an HTTP answer.
 fn header<'a>(answer: &'a str, name: &str) -> Option<&'a str> {
     let head = answer.split("\r\n\r\n").next()?;
-    head.lines().find_map(|line| line.split_once(": ").filter(|(other, _)| other.eq_ignore_ascii_case(name))).map(|(_, value)| value)
+    head.lines()
+        .find_map(|line| line.split_once(": ").filter(|(other, _)| other.eq_ignore_ascii_case(name)))
+        .map(|(_, value)| value)
 }
 
 fn body(answer: &str) -> String {
@@ -176,7 +179,12 @@ fn fastcgi(stream: UnixStream, params: &[(&str, &str)]) -> Answer {
     runtime.block_on(async {
         stream.set_nonblocking(true).unwrap();
         let mut client = Client::new(tokio::net::UnixStream::from_std(stream).unwrap());
-        let usual = [("REQUEST_METHOD", "GET"), ("SERVER_PROTOCOL", "HTTP/1.1"), ("SERVER_NAME", "localhost"), ("SERVER_PORT", "80")];
+        let usual = [
+            ("REQUEST_METHOD", "GET"),
+            ("SERVER_PROTOCOL", "HTTP/1.1"),
+            ("SERVER_NAME", "localhost"),
+            ("SERVER_PORT", "80"),
+        ];
         let id = client.begin(Role::Responder, false, &[&usual, params].concat());
         client.end.stdin_end(id).unwrap();
         client.answer(id).await
@@ -259,7 +267,11 @@ fn every_address_is_served_and_said() {
     assert!(!folder.path("a.sock").exists());
 
     let bridge = Bridge::start(&[&format!("fastcgi:{}", folder.text("b.sock")), "app:hello"]);
-    assert!(fastcgi(UnixStream::connect(folder.path("b.sock")).unwrap(), &[]).text().ends_with("Hello by way of fastcgi.\n"));
+    assert!(
+        fastcgi(UnixStream::connect(folder.path("b.sock")).unwrap(), &[])
+            .text()
+            .ends_with("Hello by way of fastcgi.\n")
+    );
     bridge.stop();
 
     let name = format!("gatespan-test-{}", std::process::id());
@@ -292,7 +304,10 @@ fn a_socket_that_is_handed_over_is_served_by_the_address() {
         // As LISTEN_FDS.
         let mut command = Command::new("/bin/sh");
         let script = format!("LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" bridge {from} app:hello 3<&0 </dev/null");
-        command.args(["-c", &script, env!("CARGO_BIN_EXE_gatespan")]).stdin(OwnedFd::from(listener)).stderr(Stdio::piped());
+        command
+            .args(["-c", &script, env!("CARGO_BIN_EXE_gatespan")])
+            .stdin(OwnedFd::from(listener))
+            .stderr(Stdio::piped());
         let bridge = Bridge::started(command);
         assert!(hello(&path).contains("Hello by way of"));
         bridge.stop();
@@ -306,7 +321,9 @@ fn a_socket_that_is_handed_over_is_served_by_the_address() {
 /// The unit's own command line, started as systemd starts it.
 #[test]
 fn the_systemd_units_start_it_at_the_first_connection() {
-    let unit = |name: &str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/servers/systemd").join(name)).unwrap();
+    let unit = |name: &str| {
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/servers/systemd").join(name)).unwrap()
+    };
     let value = |unit: &str, key: &str| -> String {
         let line = unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
         line.unwrap_or_else(|| panic!("{key} is not in the unit")).to_owned()
@@ -318,7 +335,12 @@ fn the_systemd_units_start_it_at_the_first_connection() {
     let start = start.replace("/usr/lib/cgi-bin", &folder.text("cgi-bin"));
     assert!(start.contains(&folder.text("cgi-bin")), "{start}");
     let mut activate = Command::new("systemd-socket-activate");
-    activate.arg("--listen").arg(folder.path("s.sock")).args(start.split(' ')).stdin(Stdio::null()).stderr(Stdio::piped());
+    activate
+        .arg("--listen")
+        .arg(folder.path("s.sock"))
+        .args(start.split(' '))
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped());
     let mut child = activate.spawn().expect("systemd-socket-activate is installed");
     let log = Log::of(child.stderr.take().unwrap());
     let mut bridge = Bridge { child, place: String::new(), log };
@@ -378,7 +400,10 @@ fn cve_2012_1823_a_script_of_two_lines_is_a_bridge_and_nothing_after_to_is_read(
             let answer = as_script(&folder, line, &foreign[foreign.len() - count..]);
             assert_eq!(answer.status.code(), Some(0), "{}", errors(&answer));
             let text = output(&answer);
-            assert!(text.starts_with("Status: 200 OK\r\n") && text.ends_with("\r\n\r\n/bridge.cgi/script /x\n"), "{text}");
+            assert!(
+                text.starts_with("Status: 200 OK\r\n") && text.ends_with("\r\n\r\n/bridge.cgi/script /x\n"),
+                "{text}"
+            );
         }
     }
     assert!(!Path::new(&mark).exists());
@@ -388,12 +413,17 @@ fn cve_2012_1823_a_script_of_two_lines_is_a_bridge_and_nothing_after_to_is_read(
 fn cve_2012_1823_a_bridge_that_is_not_whole_reads_no_words_of_a_client() {
     let folder = Folder::of(&plain("echo never"));
     let to = folder.to();
-    let first_lines = ["gatespan", "gatespan bridge", "gatespan bridge cgi:", "gatespan bridge cgi: --root", "gatespan man"];
+    let first_lines =
+        ["gatespan", "gatespan bridge", "gatespan bridge cgi:", "gatespan bridge cgi: --root", "gatespan man"];
     for line in first_lines {
         for arguments in [&[][..], &["cgi:", &to], &[&to], &["--help"], &["bridge", "cgi:", &to]] {
             let answer = as_script(&folder, line, arguments);
             assert_eq!(answer.status.code(), Some(1), "{line} {arguments:?}");
-            assert!(output(&answer).starts_with("Status: 500 Internal Server Error\r\n"), "{line} {arguments:?}: {}", output(&answer));
+            assert!(
+                output(&answer).starts_with("Status: 500 Internal Server Error\r\n"),
+                "{line} {arguments:?}: {}",
+                output(&answer)
+            );
             assert!(!errors(&answer).is_empty());
         }
     }
@@ -414,7 +444,8 @@ fn as_a_script_what_is_wrong_with_the_command_line_is_500_and_logged() {
         assert!(output(&answer).starts_with("Status: 500 Internal Server Error\r\n"), "{line}: {}", output(&answer));
         assert!(errors(&answer).contains(expected), "{line}: {}", errors(&answer));
     }
-    let answer = as_script(&folder, &format!("gatespan bridge --access-log {} cgi: app:hello", folder.text("log")), &[]);
+    let answer =
+        as_script(&folder, &format!("gatespan bridge --access-log {} cgi: app:hello", folder.text("log")), &[]);
     assert!(output(&answer).ends_with("Hello by way of cgi.\n"));
     assert!(fs::read_to_string(folder.path("log")).unwrap().contains("\"GET /bridge.cgi/script/x HTTP/1.1\" 200 21"));
 }
@@ -440,7 +471,8 @@ fn routes_are_found_behind_fastcgi_without_path_info() {
     let folder = Folder::new();
     let from = format!("fastcgi:{}", folder.text("a.sock"));
     let _bridge = Bridge::start(&[&from, "app:hello", "--route", "/env=app:environ"]);
-    let ask = |name: &str| fastcgi(UnixStream::connect(folder.path("a.sock")).unwrap(), &[("SCRIPT_NAME", name)]).text();
+    let ask =
+        |name: &str| fastcgi(UnixStream::connect(folder.path("a.sock")).unwrap(), &[("SCRIPT_NAME", name)]).text();
     assert!(ask("/other").ends_with("Hello by way of fastcgi.\n"));
     let environ = ask("/env/x");
     assert!(environ.contains("\nSCRIPT_NAME=/env\n") && environ.contains("\nPATH_INFO=/x\n"), "{environ}");
@@ -536,7 +568,9 @@ fn a_body_over_the_limit_is_413() {
     let bridge = Bridge::start(&[PORT, "app:echo", "--max-body", "1K"]);
     let post = |length: usize| {
         let body = "x".repeat(length);
-        bridge.ask(&format!("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"))
+        bridge.ask(&format!(
+            "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        ))
     };
     assert_eq!(status(&post(1024)), 200);
     assert_eq!(status(&post(1025)), 413);
@@ -647,7 +681,11 @@ fn what_can_not_be_served_is_exit_code_1_before_anything_listens() {
     ] {
         let output = tool(&[&["bridge"], arguments].concat()).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{arguments:?}: {}", errors(&output));
-        assert!(errors(&output).contains(expected) && !errors(&output).contains("serving"), "{arguments:?}: {}", errors(&output));
+        assert!(
+            errors(&output).contains(expected) && !errors(&output).contains("serving"),
+            "{arguments:?}: {}",
+            errors(&output)
+        );
     }
 }
 
@@ -663,7 +701,10 @@ fn the_access_log_goes_to_a_file_that_is_opened_anew_at_sighup() {
     let id = header(&answer, "X-Request-Id").unwrap().to_owned();
     let written = wait_for(|| fs::read_to_string(&log).ok().filter(|text| text.contains("/one")));
     assert!(written.starts_with("before\n127.0.0.1 - - ["), "{written}");
-    assert!(written.contains("\"GET /one HTTP/1.1\" 200 21 \"-\" \"test\" ") && written.ends_with(&format!(" {id}\n")), "{written}");
+    assert!(
+        written.contains("\"GET /one HTTP/1.1\" 200 21 \"-\" \"test\" ") && written.ends_with(&format!(" {id}\n")),
+        "{written}"
+    );
     fs::rename(&log, &moved).unwrap();
     bridge.signal(Signal::HUP);
     wait_for(|| log.exists().then_some(()));
@@ -718,7 +759,8 @@ fn each_request_has_an_id_that_is_kept_or_made() {
     let ask = |options: &[&str], field: &str| {
         let bridge = Bridge::start(&[&[PORT, "app:environ"], options].concat());
         let answer = bridge.ask(&format!("GET / HTTP/1.1\r\nHost: localhost\r\n{field}Connection: close\r\n\r\n"));
-        let told = body(&answer).lines().find_map(|line| line.strip_prefix("HTTP_X_REQUEST_ID=").map(str::to_owned)).unwrap();
+        let told =
+            body(&answer).lines().find_map(|line| line.strip_prefix("HTTP_X_REQUEST_ID=").map(str::to_owned)).unwrap();
         (header(&answer, "x-request-id").map(str::to_owned), told)
     };
     let (sent, told) = ask(&[], "");
@@ -828,7 +870,9 @@ fn debug_pages_say_what_the_log_says() {
 /// A request whose body has no length.
 fn chunked(bridge: &Bridge, length: usize) -> String {
     let body = format!("{length:x}\r\n{}\r\n0\r\n\r\n", "x".repeat(length));
-    bridge.ask(&format!("POST /script HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n{body}"))
+    bridge.ask(&format!(
+        "POST /script HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n{body}"
+    ))
 }
 
 #[test]
@@ -886,7 +930,10 @@ fn a_script_that_does_not_heed_term_is_killed_after_the_grace() {
 fn what_a_script_leaves_running_is_ended_when_asked_for() {
     let folder = Folder::new();
     let mark = folder.text("pid");
-    folder.script("cgi-bin/script", &plain(&format!("sleep 300 >/dev/null 2>&1 </dev/null & echo $! > {mark}; echo done")));
+    folder.script(
+        "cgi-bin/script",
+        &plain(&format!("sleep 300 >/dev/null 2>&1 </dev/null & echo $! > {mark}; echo done")),
+    );
     let left = |options: &[&str]| {
         let bridge = folder.serve(options);
         assert_eq!(bridge.body("/script"), "done\n");
@@ -913,7 +960,10 @@ impl Held {
         let folder = Folder::new();
         let go = folder.text("go");
         for name in ["script", "other"] {
-            let text = format!("echo x >> {}; while ! [ -e {go} ]; do sleep 0.05; done\n{PLAIN}echo done", folder.text("running"));
+            let text = format!(
+                "echo x >> {}; while ! [ -e {go} ]; do sleep 0.05; done\n{PLAIN}echo done",
+                folder.text("running")
+            );
             folder.script(&format!("cgi-bin/{name}"), &text);
         }
         let bridge = folder.serve(options);
@@ -943,7 +993,9 @@ fn rest(mut stream: TcpStream) -> String {
 
 #[test]
 fn scripts_over_the_limit_wait_and_over_the_queue_are_503() {
-    for options in [&["-c", "1", "--queue", "1"][..], &["--concurrent", "9", "--concurrent-per-script", "1", "--queue", "1"]] {
+    for options in
+        [&["-c", "1", "--queue", "1"][..], &["--concurrent", "9", "--concurrent-per-script", "1", "--queue", "1"]]
+    {
         let held = Held::new(options);
         let first = held.begin("script");
         held.wait_for_running(1);
@@ -979,8 +1031,20 @@ fn waiting_takes_no_longer_than_allowed() {
 
 #[test]
 fn scripts_have_the_limits_that_were_named() {
-    let folder = Folder::of(&plain("grep -E 'cpu time|address space|open files|processes|file size' /proc/self/limits"));
-    let limits = ["--limit-cpu", "7s", "--limit-memory", "1G", "--limit-files", "50", "--limit-processes", "4000", "--limit-file-size", "3M"];
+    let folder =
+        Folder::of(&plain("grep -E 'cpu time|address space|open files|processes|file size' /proc/self/limits"));
+    let limits = [
+        "--limit-cpu",
+        "7s",
+        "--limit-memory",
+        "1G",
+        "--limit-files",
+        "50",
+        "--limit-processes",
+        "4000",
+        "--limit-file-size",
+        "3M",
+    ];
     let text = folder.serve(&limits).body("/script");
     for (name, value) in [
         ("Max cpu time", "7"),
@@ -1008,8 +1072,11 @@ fn files_are_sent_by_name_from_the_folders_that_were_named() {
         let answer = bridge.get(path);
         assert_eq!((status(&answer), &*body(&answer)), (200, "the file"));
         assert_eq!(header(&answer, "content-length"), Some("8"));
-        assert!(!answer.to_ascii_lowercase().contains("x-sendfile") && !answer.to_ascii_lowercase().contains("x-accel"));
-        let part = bridge.ask(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nRange: bytes=4-\r\nConnection: close\r\n\r\n"));
+        assert!(
+            !answer.to_ascii_lowercase().contains("x-sendfile") && !answer.to_ascii_lowercase().contains("x-accel")
+        );
+        let part = bridge
+            .ask(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nRange: bytes=4-\r\nConnection: close\r\n\r\n"));
         assert_eq!((status(&part), &*body(&part)), (206, "file"));
     }
     fs::remove_file(folder.path("files/a")).unwrap();

@@ -3,18 +3,25 @@
 
 mod support;
 
-use support::scripts::{self, Host, Socket};
+use support::scripts::{self, Host, Pass, Socket};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn behind_nginx_closed_each_time() {
     let name = "fcgiwrap/nginx/unix/closed/streamed";
-    scripts::rows(&scripts::nginx(name, Host::Fcgiwrap, Socket::Unix, "nginx/scripts_closed.conf", true)).await;
+    scripts::rows(&scripts::nginx(
+        name,
+        Host::Fcgiwrap,
+        Socket::Unix,
+        "nginx/scripts_closed.conf",
+        Pass::AnswersStreamed,
+    ))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn behind_nginx_kept_and_buffered() {
     let name = "fcgiwrap/nginx/tcp/kept/buffered";
-    scripts::rows(&scripts::nginx(name, Host::Fcgiwrap, Socket::Tcp, "nginx/scripts_kept.conf", false)).await;
+    scripts::rows(&scripts::nginx(name, Host::Fcgiwrap, Socket::Tcp, "nginx/scripts_kept.conf", Pass::Collected)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
