@@ -4,6 +4,7 @@
 #[path = "support/site.rs"]
 mod site;
 
+use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -239,15 +240,13 @@ async fn an_event_stream_arrives_event_by_event() {
     let site = Site::of(
         "printf 'Content-Type: text/event-stream\\n\\n'; for i in 1 2 3; do read go <$MARKS/go; echo $i; done",
     );
-    std::process::Command::new("mkfifo").arg(site.path("marks/go")).status().unwrap();
+    let mut go = site.fifo("go");
     // The head comes although there is no event yet.
     let mut response = soon(call(site.host(|_| {}), get("/script"))).await.unwrap();
     assert_eq!(response.head.headers.get("Content-Type"), Some(&b"text/event-stream"[..]));
     for event in ["1\n", "2\n", "3\n"] {
-        let go = site.path("marks/go");
-        let told = tokio::task::spawn_blocking(move || std::fs::write(go, "go\n"));
+        writeln!(go, "go").unwrap();
         assert_eq!(next(&mut response).await, event);
-        soon(told).await.unwrap().unwrap();
     }
     assert_eq!(read(response).await.body, "");
 }
@@ -465,7 +464,7 @@ async fn the_time_that_the_client_takes_is_not_the_scripts() {
 async fn only_so_many_run_at_once_and_past_the_queue_is_503() {
     let site =
         Site::of("echo $$ >$MARKS/$QUERY_STRING; read go <$MARKS/go; printf 'Content-Type: text/plain\\n\\nran'");
-    std::process::Command::new("mkfifo").arg(site.path("marks/go")).status().unwrap();
+    let mut go = site.fifo("go");
     let host = site.host(|config| (config.concurrent, config.queue) = (1, 1));
     let first = tokio::spawn(ask(host.clone(), get("/script?one")));
     site.mark("one").await;
@@ -476,8 +475,7 @@ async fn only_so_many_run_at_once_and_past_the_queue_is_503() {
     assert_eq!((answer.status, answer.header("Retry-After")), (503, Some("10")));
     assert_eq!(log.lines().len(), 1, "{:?}", log.lines());
     assert!(!site.has_mark("two"));
-    let go = site.path("marks/go");
-    tokio::task::spawn_blocking(move || (0..2).try_for_each(|_| std::fs::write(&go, "go\n"))).await.unwrap().unwrap();
+    write!(go, "go\ngo\n").unwrap();
     assert_eq!(soon(first).await.unwrap().body, "ran");
     assert_eq!(read(soon(second).await.unwrap()).await.body, "ran");
 }

@@ -18,7 +18,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use gatespan::Options;
 use gatespan::address::{Address, Endpoint};
 use gatespan::application::{AnyApplication, Errors, Log};
 use gatespan::gateway::{Event, RunError, run_at};
@@ -28,6 +27,7 @@ use gatespan::middleware::{
 use gatespan::upstream::cgi;
 use gatespan::upstream::cgi::spawn::{Identity, close_on_exec_all};
 use gatespan::upstream::cgi::watcher::Watcher;
+use gatespan::{Application, Environ, Options, StartResponse};
 
 use self::log_file::LogFile;
 use crate::logging::{Form, SERVING};
@@ -340,6 +340,9 @@ fn prepare(arguments: &Arguments, form: Form) -> anyhow::Result<(AnyApplication,
     let mut all = std::iter::once(&arguments.to).chain(arguments.routes.iter().map(|(_, to)| to));
     let mut config = arguments.cgi_config()?;
     if all.any(|to| matches!(to, Address::Cgi(_))) {
+        if rustix::process::geteuid().is_root() && config.identity.is_none() && arguments.from != Address::CgiProcess {
+            tracing::warn!("scripts run as root, which few of them need: name somebody else with --user");
+        }
         // What whoever started this process left open is not for scripts.
         close_on_exec_all()
             .context("the descriptors that this process was started with could not be kept from scripts")?;
@@ -374,12 +377,28 @@ fn prepare(arguments: &Arguments, form: Form) -> anyhow::Result<(AnyApplication,
             Some(log)
         }
     };
-    let named = request_id(application);
+    let named = request_id(told(application));
     let named = match arguments.log.request_id {
         OnOff::On => named,
         OnOff::Off => named.without_response_header(),
     };
     Ok((AnyApplication::new(named), log))
+}
+
+/// The application, with its failures in this process's log: behind FastCGI the gateway tells the web server's alone.
+fn told(application: AnyApplication) -> impl Application {
+    move |environ: Environ, start_response: StartResponse| {
+        let (application, request) = (application.clone(), environ.without_input());
+        async move {
+            let answer = application.call(environ, start_response).await;
+            if let Err(error) = &answer
+                && request.server().gateway == "fastcgi"
+            {
+                tracing::error!(request_id = request.request_id(), status = error.status(), cause = %error, "request failed");
+            }
+            answer
+        }
+    }
 }
 
 impl Arguments {

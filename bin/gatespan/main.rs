@@ -10,7 +10,7 @@ use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// One application interface behind CGI, FastCGI and HTTP.
 #[derive(Debug, Parser)]
@@ -74,25 +74,25 @@ fn main() -> ExitCode {
 fn command_line() -> Option<Cli> {
     let words: Vec<OsString> = std::env::args_os().collect();
     let mut tool = Cli::command();
+    // Complete, with the options that all commands have, once for all that is read of it.
     tool.build();
     let of_a_script = bridge::words_of_a_script(&tool, &words);
     // A worker that a CGI program has started inherits GATEWAY_INTERFACE.
     let is_script = std::env::var_os("GATEWAY_INTERFACE").is_some() && !bridge::is_handed_a_socket();
-    match (is_script, of_a_script) {
+    if is_script && of_a_script.is_none() {
+        refuse_as_cgi_script();
+        return None;
+    }
+    let parsed = tool.try_get_matches_from_mut(of_a_script.unwrap_or(words));
+    match parsed.and_then(|matches| Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut tool))) {
+        Ok(cli) => Some(cli),
         // Ends the process with 0 for --help and --version and with 2 for what it does not understand.
-        (false, words_of_a_script) => Some(Cli::parse_from(words_of_a_script.unwrap_or(words))),
-        (true, None) => {
-            refuse_as_cgi_script();
+        Err(error) if !is_script => error.exit(),
+        Err(error) => {
+            answer_with_500();
+            let _ = io::Write::write_all(&mut io::stderr().lock(), format!("gatespan: {error}").as_bytes());
             None
         }
-        (true, Some(words)) => match Cli::try_parse_from(words) {
-            Ok(cli) => Some(cli),
-            Err(error) => {
-                answer_with_500();
-                let _ = io::Write::write_all(&mut io::stderr().lock(), format!("gatespan: {error}").as_bytes());
-                None
-            }
-        },
     }
 }
 

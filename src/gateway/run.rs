@@ -281,21 +281,24 @@ impl Options {
     }
 
     /// What the environment says of where the application is mounted wins.
+    #[cfg_attr(not(any(feature = "fastcgi", feature = "http")), expect(unused_mut, reason = "there is nothing to set"))]
     fn mounted_by_environment(mut self) -> Self {
-        let mounted_at = std::env::var_os(SCRIPT_NAME).map(|script_name| {
-            let script_name = script_name.into_encoded_bytes();
-            script_name.strip_suffix(b"/").map(<[u8]>::to_vec).unwrap_or(script_name)
-        });
         #[cfg(feature = "fastcgi")]
-        if mounted_at.is_some() {
-            self.fastcgi.script_name.clone_from(&mounted_at);
+        {
+            self.fastcgi.script_name = mounted_at().or(self.fastcgi.script_name);
         }
         #[cfg(feature = "http")]
-        if mounted_at.is_some() {
-            self.http.script_name = mounted_at;
+        {
+            self.http.script_name = mounted_at().or(self.http.script_name);
         }
         self
     }
+}
+
+#[cfg(any(feature = "fastcgi", feature = "http"))]
+fn mounted_at() -> Option<Vec<u8>> {
+    let script_name = std::env::var_os(SCRIPT_NAME)?.into_encoded_bytes();
+    Some(script_name.strip_suffix(b"/").map(<[u8]>::to_vec).unwrap_or(script_name))
 }
 
 /// The one request of a CGI script: one thread.

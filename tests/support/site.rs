@@ -107,6 +107,14 @@ impl Site {
         self.path("marks").join(name).exists()
     }
 
+    /// A pipe with a name among the marks, from which scripts can read without waiting for anybody to open it.
+    pub fn fifo(&self, name: &str) -> fs::File {
+        let path = self.path("marks").join(name);
+        let made = std::process::Command::new("mkfifo").arg(&path).status().expect("there is a mkfifo");
+        assert!(made.success());
+        fs::File::options().read(true).write(true).open(path).expect("it can be opened")
+    }
+
     pub fn spooled_files(&self) -> usize {
         fs::read_dir(self.path("spool")).expect("the folder is there").count()
     }

@@ -411,6 +411,12 @@ impl Failure {
             // RFC 9110 15.4.9: the method is kept, as 301 does not promise.
             Self::NoSlash { safe: false, .. } => 308,
             Self::BadPath { fault: PathFault::TooLong { .. }, .. } => 414,
+            // The web server's configuration, not the client.
+            Self::BadPath {
+                fault: PathFault::Relative,
+                variable: "SCRIPT_FILENAME" | "SCRIPT_NAME" | "DOCUMENT_ROOT",
+                ..
+            } => 403,
             Self::BadPath { .. } | Self::BadVariable { .. } | Self::BadContentLength { .. } => 400,
             Self::NotFound { named: false, .. } => 404,
             Self::NotFound { .. }
@@ -506,7 +512,7 @@ impl fmt::Display for Failure {
             ),
             Self::Writable { file, path, mode } if file == path => write!(
                 f,
-                "expected a script that only its owner and group can write to, got {} with mode {mode:04o}",
+                "expected a script or folder that only its owner and group can write to, got {} with mode {mode:04o}",
                 Shown(file)
             ),
             Self::Writable { file, path, mode } => write!(

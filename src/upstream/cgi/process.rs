@@ -9,7 +9,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::pin::Pin;
 use std::process::ExitStatus;
 use std::sync::OnceLock;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::thread;
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use tokio::net::unix::pipe;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
 
 use super::spawn::{Command, SpawnError, Step, signal_group, spawn, threads, watched};
 use super::watcher::{Place, WATCHED, Watcher};
@@ -139,6 +139,17 @@ impl Process {
     }
 }
 
+impl Process {
+    /// As [`exited`](Self::exited), for who waits for other things too: the task is woken when the program has exited.
+    pub(super) fn poll_exited(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<ExitStatus>> {
+        if let Some(leader) = &mut self.leader {
+            ready!(leader.poll_exit(cx))?;
+        }
+        // It has, so that there is nothing to wait for.
+        std::pin::pin!(self.exited()).poll(cx)
+    }
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         if let Some(leader) = self.leader.take() {
@@ -192,6 +203,7 @@ fn launch(command: &Command, input: Input, settings: Settings, runtime: Handle) 
             pid,
             place,
             pidfd: None,
+            pause: None,
             grace: settings.grace,
             kill_leftovers: settings.kill_leftovers,
             is_released: false,
@@ -269,6 +281,8 @@ struct Leader {
     place: Option<Place>,
     /// Opened only when there is something to wait for.
     pidfd: Option<AsyncFd<OwnedFd>>,
+    /// Until the next look at a leader that has no descriptor.
+    pause: Option<Pin<Box<Sleep>>>,
     grace: Duration,
     kill_leftovers: bool,
     /// Whether it has been waited for.
@@ -314,6 +328,24 @@ impl Leader {
             }
             if let Some(status) = self.status()? {
                 return Ok(status);
+            }
+        }
+    }
+
+    /// As [`exit`](Self::exit), without what a future that is dropped takes with it: that somebody waits.
+    fn poll_exit(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<ExitStatus>> {
+        loop {
+            if let Some(status) = self.status()? {
+                return Poll::Ready(Ok(status));
+            }
+            self.descriptor();
+            if let Some(pidfd) = &self.pidfd {
+                ready!(pidfd.poll_read_ready(cx))?.clear_ready();
+            } else {
+                // Without descriptors, or before Linux 5.3.
+                let pause = self.pause.get_or_insert_with(|| Box::pin(sleep(PAUSES[1])));
+                ready!(pause.as_mut().poll(cx));
+                self.pause = None;
             }
         }
     }

@@ -1156,11 +1156,11 @@ mod tests {
             ("/dev/null", 403),
             ("/", 403),
             ("/none/none", 403),
-            ("a.cgi", 400),
+            ("a.cgi", 403),
             ("{}/a.cgi/\0", 400),
-            ("proxy:unix:/run/x.sock{}/a.cgi", 400),
-            ("proxy:http://h{}/a.cgi", 400),
-            ("proxy:fcgi://h", 400),
+            ("proxy:unix:/run/x.sock{}/a.cgi", 403),
+            ("proxy:http://h{}/a.cgi", 403),
+            ("proxy:fcgi://h", 403),
             ("proxy:fcgi://h{}/in%2fb.cgi", 400),
             ("proxy:fcgi://h{}/%2e%2e/outside.cgi", 400),
             ("proxy:fcgi://h{}/a.cg%69%00", 400),
@@ -1174,7 +1174,7 @@ mod tests {
         let failure = find(&site.finder(), &[("SCRIPT_FILENAME", &outside)]).unwrap_err();
         assert!(failure.cause().contains(&root) && failure.cause().contains(&outside), "{failure}");
         let failure = find(&site.finder(), &[("DOCUMENT_ROOT", &root), ("SCRIPT_NAME", "a.cgi")]).unwrap_err();
-        assert_eq!(failure.status(), 400);
+        assert_eq!(failure.status(), 403);
         let long = format!("{root}{}", "/in".repeat(2000));
         assert!(find(&site.finder(), &[("SCRIPT_FILENAME", &long)]).is_err());
     }

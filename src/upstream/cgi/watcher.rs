@@ -267,3 +267,22 @@ fn exit(code: c_int) -> ! {
         unsafe { libc::syscall(libc::SYS_exit_group, code) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_room_for_so_many_groups_and_room_is_given_back() {
+        let watcher = Watcher::start().unwrap();
+        let mut places: Vec<Place> = (0..WATCHED).map(|_| watcher.place().unwrap()).collect();
+        assert!(watcher.place().is_none());
+        let given_back = places.swap_remove(WATCHED / 2);
+        // Not a number that a group has.
+        given_back.number().store(u32::MAX >> 1, Ordering::Relaxed);
+        let index = given_back.index;
+        drop(given_back);
+        let again = watcher.place().unwrap();
+        assert_eq!((again.index, again.number().load(Ordering::Relaxed)), (index, 0));
+    }
+}

@@ -25,10 +25,26 @@ pub(in crate::upstream::cgi) fn spawn(
     descriptors: [BorrowedFd<'_>; 3],
     slot: Option<&AtomicU32>,
 ) -> Result<Pid, SpawnError> {
+    spawn_by(clone, command, descriptors, slot)
+}
+
+/// One of the ways to make the child.
+type Clone = unsafe fn(&Orders<'_>, &mut Stack) -> io::Result<c_int>;
+
+fn spawn_by(
+    clone: Clone,
+    command: &Command,
+    descriptors: [BorrowedFd<'_>; 3],
+    slot: Option<&AtomicU32>,
+) -> Result<Pid, SpawnError> {
     let failed = |step, source| SpawnError { step, source };
     let arguments = pointers(&command.arguments);
     let environment = pointers(&command.environment);
     let identity = command.identity.as_ref();
+    // The system calls take this number as "leave it as it is", and the program would run as whoever we are.
+    if identity.is_some_and(|identity| identity.uid == u32::MAX || identity.gid == u32::MAX) {
+        return Err(failed(Step::Identity, io::Error::from_raw_os_error(libc::EINVAL)));
+    }
     let orders = Orders {
         program: command.program.as_ptr(),
         arguments: arguments.as_ptr(),
@@ -434,4 +450,91 @@ fn limits(command: &Command) -> [Option<(c_int, u64, u64)>; 5] {
         both(libc::RLIMIT_NPROC, limits.processes),
         both(libc::RLIMIT_FSIZE, limits.file_size),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+    use std::fs::{self, File};
+    use std::os::fd::AsFd;
+    use std::os::unix::ffi::OsStrExt;
+    use std::path::Path;
+
+    use super::*;
+
+    /// Runs a shell script by one way and waits for it.
+    fn run(clone: Clone, script: &str, argument: &Path, descriptors: [BorrowedFd<'_>; 3]) {
+        let mut command = Command::new(c"/bin/sh".to_owned());
+        for argument in [c"-c".to_owned(), CString::new(script).unwrap(), c"sh".to_owned()] {
+            command.arguments.push(argument);
+        }
+        command.arguments.push(CString::new(argument.as_os_str().as_bytes()).unwrap());
+        let pid = spawn_by(clone, &command, descriptors, None).unwrap();
+        let (_, status) = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap();
+        assert_eq!(status.exit_status(), Some(0));
+    }
+
+    #[test]
+    fn no_signal_is_blocked_ignored_or_handled_in_the_program_however_it_is_made() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _handled = runtime
+            .block_on(async { tokio::signal::unix::signal(tokio::signal::unix::SignalKind::user_defined2()).unwrap() });
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("status");
+        let null = File::open("/dev/null").unwrap();
+        for way in [clone as Clone, clone3, clone_with_handlers] {
+            run(way, "exec cat /proc/self/status > \"$1\"", &file, [null.as_fd(); 3]);
+            let text = fs::read_to_string(&file).unwrap();
+            for set in ["SigBlk", "SigIgn", "SigCgt"] {
+                assert!(text.contains(&format!("\n{set}:\t0000000000000000\n")), "{set}: {text}");
+            }
+        }
+        let own = fs::read_to_string("/proc/thread-self/status").unwrap();
+        assert!(own.contains("SigBlk:\t0000000000000000"), "the parent's mask is as it was");
+    }
+
+    #[test]
+    fn descriptors_0_to_2_may_change_places() {
+        const FOLDER: &str = "GATESPAN_TEST_DESCRIPTORS";
+        const NAMES: [&str; 3] = ["zero", "one", "two"];
+        if let Some(folder) = std::env::var_os(FOLDER) {
+            let folder = Path::new(&folder);
+            // The shell's own descriptors as they are while it redirects nothing.
+            let script = "a=$(readlink /proc/$$/fd/0) b=$(readlink /proc/$$/fd/1) c=$(readlink /proc/$$/fd/2)
+                printf '%s\\n' \"$a\" \"$b\" \"$c\" > \"$1\"";
+            let (input, output, errors) = (io::stdin(), io::stdout(), io::stderr());
+            let own = [input.as_fd(), output.as_fd(), errors.as_fd()];
+            for way in [clone3 as Clone, clone_with_handlers] {
+                for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0], [1, 0, 2], [2, 2, 2]] {
+                    let found = folder.join("found");
+                    run(way, script, &found, order.map(|place| own[place]));
+                    let expected = order.map(|place| folder.join(NAMES[place]).display().to_string());
+                    assert_eq!(fs::read_to_string(found).unwrap().lines().collect::<Vec<_>>(), expected);
+                }
+            }
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let [input, output, errors] = NAMES.map(|name| {
+            File::options().read(true).write(true).create(true).truncate(false).open(folder.path().join(name)).unwrap()
+        });
+        let name = format!("{}::descriptors_0_to_2_may_change_places", module_path!().split_once("::").unwrap().1);
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        again.args(["--exact", &name]).env(FOLDER, folder.path().canonicalize().unwrap());
+        let status = again.stdin(input).stdout(output).stderr(errors).status().unwrap();
+        let said = ["one", "two"].map(|name| fs::read_to_string(folder.path().join(name)).unwrap());
+        assert!(status.success() && said[0].contains("1 passed"), "{said:?}");
+    }
+
+    #[test]
+    fn a_failure_is_reported_by_both_ways() {
+        let null = File::open("/dev/null").unwrap();
+        for way in [clone3 as Clone, clone_with_handlers] {
+            let slot = AtomicU32::new(0);
+            let failed =
+                spawn_by(way, &Command::new(c"/nowhere".to_owned()), [null.as_fd(); 3], Some(&slot)).unwrap_err();
+            assert_eq!((failed.step, failed.source.raw_os_error()), (Step::Exec, Some(libc::ENOENT)));
+            assert_eq!(slot.load(Ordering::Relaxed), 0);
+        }
+    }
 }
