@@ -218,12 +218,9 @@ fn tasks<F: Future<Output = Result<()>> + Send + 'static>(
     job: &Job,
     one: impl Fn() -> F + Clone + Send + 'static,
 ) -> Result<usize> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .worker_threads(std::env::var("TW").map_or(2, |t| t.parse().unwrap()))
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let until = Instant::now() + job.time;
-    let runs = runtime.block_on(async {
+    runtime.block_on(async {
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..job.at_once {
             let one = one.clone();
@@ -241,8 +238,7 @@ fn tasks<F: Future<Output = Result<()>> + Send + 'static>(
             runs += task??;
         }
         Result::Ok(runs)
-    });
-    runs
+    })
 }
 
 fn tokio_command(job: &Job) -> Result<usize> {

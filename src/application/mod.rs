@@ -22,7 +22,7 @@ pub use blocking::{BlockingApplication, Pool, PoolConfig, PoolFull, blocking};
 pub use body::{Body, DEFAULT_BLOCK_SIZE, FileRange, FileReader, Frame, Frames, IntoChunk};
 pub use callable::{AnyApplication, Application};
 pub use class::{Class, ClassApplication, class};
-#[cfg(feature = "tower")]
+#[cfg(any(feature = "tower", feature = "upstream-cgi"))]
 pub(crate) use environ::PATH;
 pub use environ::{Cancellation, Environ, NotText, Peer, Server, VariableError, Variables};
 pub use error::Error;

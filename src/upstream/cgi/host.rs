@@ -132,15 +132,15 @@ impl Host {
             Some(length) => return Ok(RequestInput { length: Some(length), content: Content::Stream(input) }),
             None => {}
         }
-        let is_announced = environ.get("HTTP_TRANSFER_ENCODING").is_some();
+        // Behind FastCGI there is an input for every request, and some web servers never end it; elsewhere there is one where there is a body.
+        let is_body = environ.server().gateway != "fastcgi" || environ.get("HTTP_TRANSFER_ENCODING").is_some();
         let first = match ready_chunk(&mut input).await {
             Some(first) => first?,
-            // Behind FastCGI there is an input for every request, and some web servers never end it.
-            None if environ.server().gateway == "fastcgi" && !is_announced && is_bodiless(environ.method()) => None,
+            None if !is_body && is_bodiless(environ.method()) => None,
             None => input.chunk().await?,
         };
         let Some(first) = first else {
-            return Ok(RequestInput { length: is_announced.then_some(0), content: Content::Nothing });
+            return Ok(RequestInput { length: is_body.then_some(0), content: Content::Nothing });
         };
         input.unread(first);
         match self.config.request_body {

@@ -3,10 +3,12 @@
 mod config;
 mod host;
 pub mod failure;
+mod diagnosis;
 pub mod script;
 mod spelling;
 mod walk;
 pub mod environment;
+mod steering;
 mod queue;
 pub mod process;
 pub mod spawn;

@@ -63,6 +63,8 @@ pub(super) struct Walk<'a> {
     /// Who owns the folder that it is in, where that is known.
     owner: Option<u32>,
     links: usize,
+    /// Whether folders above this place were not looked at as folders of a root: there were links, or it came in from above.
+    indirect: bool,
     /// The first link on the way that root does not own, or that lies in a folder that root does not own.
     untrusted: Option<PathBuf>,
     /// Whether the way is still outside the roots and on its way in: a path that a web server named.
@@ -92,7 +94,7 @@ impl<'a> Walk<'a> {
     fn new(border: &'a Border, start: &[u8]) -> Self {
         let mut location = Vec::with_capacity(start.len() + 64);
         location.extend_from_slice(start.strip_suffix(b"/").unwrap_or(start));
-        Self { border, location, owner: None, links: 0, untrusted: None, entering: false }
+        Self { border, location, owner: None, links: 0, indirect: false, untrusted: None, entering: false }
     }
 
     /// Where it is, for messages and for what is executed.
@@ -122,9 +124,7 @@ impl<'a> Walk<'a> {
             Ok(_) | Err(_) if !self.entering && self.untrusted.is_some() && !self.is_inside() => Err(self.outside()),
             Ok(place) => {
                 if self.entering && self.is_inside() {
-                    (self.entering, self.untrusted) = (false, None);
-                    // The folders from the root down to here were not looked at as folders of a root.
-                    self.links += 1;
+                    (self.entering, self.indirect, self.untrusted) = (false, true, None);
                 }
                 Ok(place)
             }
@@ -155,7 +155,7 @@ impl<'a> Walk<'a> {
             return Err(Failure::Writable { file: self.path(), path: self.path(), mode: mode & 0o7777 });
         }
         // Without links, each folder was looked at on the way.
-        if self.links > 0 {
+        if self.indirect {
             self.check_folders()?;
         }
         if interpreted {
@@ -234,6 +234,7 @@ impl<'a> Walk<'a> {
     /// Leaves the link that it came to for the folder that the link's text starts from, and returns the text.
     fn leave_by_link(&mut self, stat: &Stat) -> Result<Vec<u8>, Failure> {
         let link = self.path();
+        self.indirect = true;
         self.links += 1;
         if self.links > MAX_LINKS {
             return Err(Failure::TooManyLinks { path: link });
