@@ -4,10 +4,16 @@
 
 mod support;
 
-use support::Front;
 use support::scripts::{self, Host, Pass, Socket};
+use support::{Front, script_scenes};
 
 const OURS: Host = Host::Gatespan(&["--kill-grace", "500ms"]);
+
+/// The table, and then the scenes.
+async fn everything(front: &Front) {
+    scripts::rows(front).await;
+    script_scenes::scenes(front).await;
+}
 
 fn nginx_closed() -> Front {
     scripts::nginx(
@@ -25,30 +31,30 @@ fn nginx_kept() -> Front {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn behind_nginx_closed_each_time() {
-    scripts::rows(&nginx_closed()).await;
+    everything(&nginx_closed()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn behind_nginx_kept_and_buffered() {
-    scripts::rows(&nginx_kept()).await;
+    everything(&nginx_kept()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn behind_apache() {
-    scripts::rows(&scripts::apache("gatespan/apache/unix", OURS, Socket::Unix)).await;
+    everything(&scripts::apache("gatespan/apache/unix", OURS, Socket::Unix)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn behind_lighttpd_streaming() {
-    scripts::rows(&scripts::lighttpd("gatespan/lighttpd/streamed", OURS, "2")).await;
+    everything(&scripts::lighttpd("gatespan/lighttpd/streamed", OURS, "2")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn behind_lighttpd_collecting() {
-    scripts::rows(&scripts::lighttpd("gatespan/lighttpd/collected", OURS, "0")).await;
+    everything(&scripts::lighttpd("gatespan/lighttpd/collected", OURS, "0")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn behind_its_own_http_server() {
-    scripts::rows(&scripts::http("gatespan/http", &["--kill-grace", "500ms"])).await;
+    everything(&scripts::http("gatespan/http", &["--kill-grace", "500ms"])).await;
 }

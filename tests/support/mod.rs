@@ -6,6 +6,7 @@
 pub mod client;
 pub mod pattern;
 pub mod process;
+pub mod script_scenes;
 pub mod scripts;
 pub mod table;
 
