@@ -17,6 +17,16 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("upstream", &["application", "protocol"]),
 ];
 
+/// The files that may hold `unsafe`. ARCHITECTURE.md says why.
+const UNSAFE: [&str; 6] = [
+    "src/gateway/cgi.rs",
+    "src/gateway/run.rs",
+    "src/upstream/cgi/spawn/child.rs",
+    "src/upstream/cgi/spawn/descriptors.rs",
+    "src/upstream/cgi/spawn/identity.rs",
+    "src/upstream/cgi/watcher.rs",
+];
+
 #[test]
 fn a_floor_imports_only_floors_below_it() {
     for (file, text) in sources("src") {
@@ -55,6 +65,18 @@ fn the_folders_inside_protocol_do_not_import_each_other() {
             }
         }
     }
+}
+
+#[test]
+fn unsafe_stays_where_it_is_listed() {
+    let is_unsafe = |text: &str| text.lines().any(|line| line.contains("unsafe {") || line.contains("unsafe impl"));
+    let found: BTreeSet<PathBuf> = ["src", "bin"]
+        .into_iter()
+        .flat_map(sources)
+        .filter(|(_, text)| is_unsafe(text) || text.contains("unsafe_code"))
+        .map(|(file, _)| file)
+        .collect();
+    assert_eq!(found, UNSAFE.iter().map(PathBuf::from).collect());
 }
 
 #[test]

@@ -585,6 +585,33 @@ fn fastcgi_outside_loopback_needs_allow() {
     bridge.log.line("not on the allow-list");
 }
 
+/// Connects as somebody else, and comes back when the connection has ended or nothing came for a while.
+const CONNECT_AS_NOBODY: &str = "import os, socket, sys
+os.setuid(65534)
+s = socket.socket(socket.AF_UNIX)
+s.settimeout(1)
+s.connect(chr(0) + sys.argv[1])
+s.recv(1)";
+
+#[test]
+fn an_abstract_socket_takes_the_users_that_were_named() {
+    // Only root can be somebody else.
+    if !geteuid().is_root() {
+        return;
+    }
+    let name = format!("gatespan-users-{}", std::process::id());
+    for (options, is_refused) in
+        [(&[][..], true), (&["--allow-user", "daemon"], true), (&["--allow-user", "nobody"], false)]
+    {
+        let bridge = Bridge::start(&[&[&format!("fastcgi:@{name}"), "app:hello"], options].concat());
+        let connected =
+            Command::new("python3").args(["-c", CONNECT_AS_NOBODY, &name]).output().expect("python3 is installed");
+        // One that is taken is waited for until the time is over, which is Python's error.
+        assert_eq!(connected.status.success(), is_refused, "{options:?}: {}", errors(&connected));
+        bridge.stop();
+    }
+}
+
 #[test]
 fn connections_over_the_limit_wait() {
     let bridge = Bridge::start(&[PORT, "app:hello", "--max-connections", "1"]);
@@ -709,7 +736,8 @@ fn what_can_not_be_served_is_exit_code_1_before_anything_listens() {
     let missing_target = format!("cgi:{missing}");
     for (arguments, expected) in [
         (&[&*taken, "app:hello"][..], "could not listen there"),
-        (&[PORT, &missing_target], "missing"),
+        (&[PORT, &missing_target], "expected a program at "),
+        (&[PORT, &format!("{missing_target}/")], "expected a folder of scripts at "),
         (&[PORT, &folder.to(), "--root", &missing], "missing"),
         (&[PORT, &folder.to(), "--interpreter", ".x=/no/such/program"], "/no/such/program"),
         (&[PORT, &folder.to(), "--user", "no-such-user"], "no-such-user"),
@@ -1037,12 +1065,18 @@ fn scripts_over_the_limit_wait_and_over_the_queue_are_503() {
         let held = Held::new(options);
         let first = held.begin("script");
         held.wait_for_running(1);
-        let second = held.begin("script");
-        // It takes a moment until the second waits; then there is no room for a third.
-        let third = wait_for(|| Some(rest(held.begin("script"))).filter(|answer| status(answer) == 503));
-        assert!(header(&third, "Retry-After").is_some(), "{third}");
+        // Of two more one waits, whichever is faster, and the other is told at once.
+        let (tell, told) = std::sync::mpsc::channel();
+        for stream in [held.begin("script"), held.begin("script")] {
+            let tell = tell.clone();
+            std::thread::spawn(move || tell.send(rest(stream)));
+        }
+        let refused = told.recv_timeout(SOON).expect("one of them is answered");
+        assert_eq!(status(&refused), 503, "{refused}");
+        assert!(header(&refused, "Retry-After").is_some(), "{refused}");
         held.go();
-        assert!(rest(first).ends_with("done\n") && rest(second).ends_with("done\n"));
+        assert!(rest(first).ends_with("done\n"));
+        assert!(told.recv_timeout(SOON).expect("the other is answered").ends_with("done\n"));
     }
 }
 

@@ -91,6 +91,9 @@ struct Listening {
     /// says]
     #[arg(long, value_name = "ADDRESS")]
     allow: Vec<IpAddr>,
+    /// Take FastCGI connections to an abstract socket from this user too, besides root and the user of this process. May be repeated
+    #[arg(long = "allow-user", value_name = "USER", value_parser = parse_user)]
+    allow_users: Vec<u32>,
     /// Connections at once; further ones wait to be accepted
     #[arg(long, value_name = "NUMBER", default_value_t = 4096)]
     max_connections: usize,
@@ -299,6 +302,10 @@ fn parse_owner(text: &str) -> Result<(u32, Option<u32>), String> {
     Ok((identity.uid, group.map(|_| identity.gid)))
 }
 
+fn parse_user(text: &str) -> Result<u32, String> {
+    Identity::of_names(text, None).map(|identity| identity.uid).map_err(|error| error.to_string())
+}
+
 pub(crate) fn run(arguments: &Arguments, form: Form) -> anyhow::Result<()> {
     let is_script = arguments.from == Address::CgiProcess;
     let served = prepare(arguments, form).and_then(|(application, log)| {
@@ -338,11 +345,10 @@ pub(crate) fn run(arguments: &Arguments, form: Form) -> anyhow::Result<()> {
 fn prepare(arguments: &Arguments, form: Form) -> anyhow::Result<(AnyApplication, Option<LogFile>)> {
     arguments.check()?;
     let mut all = std::iter::once(&arguments.to).chain(arguments.routes.iter().map(|(_, to)| to));
+    let has_scripts = all.any(|to| matches!(to, Address::Cgi(_)));
     let mut config = arguments.cgi_config()?;
-    if all.any(|to| matches!(to, Address::Cgi(_))) {
-        if rustix::process::geteuid().is_root() && config.identity.is_none() && arguments.from != Address::CgiProcess {
-            tracing::warn!("scripts run as root, which few of them need: name somebody else with --user");
-        }
+    let as_root = rustix::process::geteuid().is_root() && config.identity.is_none();
+    if has_scripts {
         // What whoever started this process left open is not for scripts.
         close_on_exec_all()
             .context("the descriptors that this process was started with could not be kept from scripts")?;
@@ -356,6 +362,9 @@ fn prepare(arguments: &Arguments, form: Form) -> anyhow::Result<(AnyApplication,
             mount = mount.at(prefix, target::open(to, &settings)?);
         }
         application = AnyApplication::new(mount);
+    }
+    if has_scripts && as_root && arguments.from != Address::CgiProcess {
+        tracing::warn!("scripts run as root, which few of them need: name somebody else with --user");
     }
     let Files { send_file_roots, accel_roots } = &arguments.files;
     if !send_file_roots.is_empty() || !accel_roots.is_empty() {
@@ -402,34 +411,47 @@ fn told(application: AnyApplication) -> impl Application {
 }
 
 impl Arguments {
-    /// What can't be together.
+    /// What can't be together. An option that would have no effect is refused where somebody might count on it.
     fn check(&self) -> Result<(), UsageError> {
-        let refuse = |message: &str| Err(UsageError(message.into()));
-        let is_unix = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Unix(_));
-        match &self.from {
-            Address::FastCgi(_) | Address::Http(_) if self.listening.max_body.is_some() && !self.is_http() => refuse(
-                "--max-body is for http: FROM; behind FastCGI the web server limits bodies (client_max_body_size)",
+        let is_http = matches!(self.from, Address::Http(_));
+        let is_script = self.from == Address::CgiProcess;
+        let at = |wanted: fn(&Endpoint) -> bool| match &self.from {
+            Address::Http(endpoint) | Address::FastCgi(endpoint) => wanted(endpoint),
+            _ => false,
+        };
+        let listening = &self.listening;
+        let mistakes = [
+            (
+                listening.max_body.is_some() && !is_http,
+                "--max-body is for http: FROM; elsewhere the web server limits bodies (client_max_body_size in nginx)",
             ),
-            Address::Http(_) if !self.listening.allow.is_empty() => refuse(
-                "--allow is for fastcgi: FROM; an HTTP server is kept to itself by the address that it listens on",
+            (
+                !listening.allow.is_empty()
+                    && (is_http || !at(|endpoint| matches!(endpoint, Endpoint::Tcp { .. } | Endpoint::Inherited))),
+                "--allow is for fastcgi://HOST:PORT; elsewhere the address or the socket's mode says who may connect",
             ),
-            Address::Http(endpoint) | Address::FastCgi(endpoint)
-                if self.listening.socket_owner.is_some() && !is_unix(endpoint) =>
-            {
-                refuse("--socket-owner is for a socket in the file system, such as fastcgi:/run/gatespan.sock")
-            }
-            Address::CgiProcess if self.script_name.is_some() => refuse(
+            (
+                !listening.allow_users.is_empty()
+                    && (is_http || !at(|endpoint| matches!(endpoint, Endpoint::Abstract(_) | Endpoint::Inherited))),
+                "--allow-user is for fastcgi:@NAME; elsewhere the socket's mode and owner say who may connect",
+            ),
+            (
+                listening.socket_owner.is_some() && !at(|endpoint| matches!(endpoint, Endpoint::Unix(_))),
+                "--socket-owner is for a socket in the file system, such as fastcgi:/run/gatespan.sock",
+            ),
+            (
+                is_script && self.script_name.is_some(),
                 "--script-name is not for cgi: FROM; the web server that starts the script says what it is called",
             ),
-            Address::CgiProcess if self.log.access_log.as_deref().is_some_and(|path| path == "-") => {
-                refuse("--access-log - is not for cgi: FROM, whose standard output is the answer")
-            }
-            _ => Ok(()),
+            (
+                is_script && self.log.access_log.as_deref().is_some_and(|path| path == "-"),
+                "--access-log - is not for cgi: FROM, whose standard output is the answer",
+            ),
+        ];
+        match mistakes.into_iter().find(|(is_made, _)| *is_made) {
+            Some((_, message)) => Err(UsageError(message.into())),
+            None => Ok(()),
         }
-    }
-
-    fn is_http(&self) -> bool {
-        matches!(self.from, Address::Http(_))
     }
 
     /// What is SCRIPT_NAME for the application as a whole, where that is known.
@@ -443,8 +465,16 @@ impl Arguments {
     }
 
     fn options(&self) -> Options {
-        let Listening { socket_mode, socket_owner, allow, max_connections, max_body, threads, shutdown_timeout } =
-            &self.listening;
+        let Listening {
+            socket_mode,
+            socket_owner,
+            allow,
+            allow_users,
+            max_connections,
+            max_body,
+            threads,
+            shutdown_timeout,
+        } = &self.listening;
         let mut options = Options::default();
         options.listen.socket_mode = *socket_mode;
         options.listen.socket_owner = (socket_owner.map(|(user, _)| user), socket_owner.and_then(|(_, group)| group));
@@ -452,6 +482,7 @@ impl Arguments {
         if !allow.is_empty() {
             options.fastcgi.allow.clone_from(allow);
         }
+        options.fastcgi.allow_uids.clone_from(allow_users);
         options.fastcgi.max_connections = *max_connections;
         options.fastcgi.shutdown_timeout = *shutdown_timeout;
         // Routes are looked for in PATH_INFO, where the stock parameters of web servers have no path.
@@ -581,7 +612,10 @@ mod tests {
     fn what_can_not_be_together_is_refused() {
         for words in [
             &["fastcgi:@a", "app:hello", "--max-body", "1M"][..],
+            &["cgi:", "app:hello", "--max-body", "1M"],
             &["http://127.0.0.1:0", "app:hello", "--allow", "127.0.0.1"],
+            &["fastcgi:/a.sock", "app:hello", "--allow", "127.0.0.1"],
+            &["fastcgi:/a.sock", "app:hello", "--allow-user", "0"],
             &["http://127.0.0.1:0", "app:hello", "--socket-owner", "0"],
             &["cgi:", "app:hello", "--script-name", "/a"],
             &["cgi:", "app:hello", "--access-log", "-"],
@@ -589,6 +623,7 @@ mod tests {
             assert!(arguments(words).check().is_err(), "{words:?}");
         }
         arguments(&["fastcgi:/a.sock", "app:hello", "--socket-owner", "0"]).check().unwrap();
+        arguments(&["fastcgi:fd", "app:hello", "--allow", "::1", "--allow-user", "0"]).check().unwrap();
     }
 
     #[test]

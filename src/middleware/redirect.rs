@@ -326,7 +326,7 @@ mod tests {
         let (again, _) = last(Redirects { mount: Some(Vec::new()), ..Redirects::default() }, environ).await;
         assert_eq!(
             (again.method(), again.script_name(), again.path_info()),
-            (&b"HEAD"[..], &b""[..], &b"/cgi-bin/b"[..])
+            (&b"HEAD"[..], &b"/cgi-bin/b"[..], &b""[..])
         );
     }
 

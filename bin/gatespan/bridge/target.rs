@@ -1,5 +1,6 @@
 //! What TO names: opened once, before anything listens, so that a mistake is told to whoever starts the bridge.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use anyhow::Context;
@@ -42,7 +43,8 @@ pub(super) fn open(address: &Address, settings: &Settings) -> anyhow::Result<Any
 /// What it is on disk decides: a folder of scripts, or one program for all requests.
 fn scripts(path: &Path, settings: &Settings) -> anyhow::Result<AnyApplication> {
     let mut config = settings.cgi.clone();
-    if path.is_dir() {
+    // One that is to be a folder and is missing is a missing folder, and no missing program.
+    if path.is_dir() || path.as_os_str().as_bytes().ends_with(b"/") {
         config.roots.insert(0, path.into());
     } else {
         config.program = Some(std::path::absolute(path)?);

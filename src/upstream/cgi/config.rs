@@ -161,7 +161,7 @@ pub enum ConfigError {
         program: PathBuf,
     },
     /// A root that can't be used.
-    #[error("expected a folder of scripts at {}: {error}", path.display())]
+    #[error("expected a folder of scripts at {}", path.display())]
     Root {
         /// As it was named.
         path: PathBuf,
@@ -180,7 +180,7 @@ pub enum ConfigError {
         mode: u32,
     },
     /// A program or interpreter that can't be run.
-    #[error("expected a program at {}: {error}", path.display())]
+    #[error("expected a program at {}", path.display())]
     Program {
         /// As it was named.
         path: PathBuf,

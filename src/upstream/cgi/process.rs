@@ -402,17 +402,14 @@ impl Leader {
 
     /// Ends what is left of a group that has been told to end and whose leader has exited, and releases the leader.
     async fn end_leftovers(mut self, deadline: Instant) {
-        let can_outlast = self.descriptor().is_some_and(|pidfd| signal_group(pidfd, 0).is_ok());
-        if !can_outlast {
-            // Whether anybody is left can't be seen while the leader is there, and no signal is safe when it is not.
-            sleep_until(deadline).await;
-            self.signal(Signal::KILL);
-            self.release();
-            return;
+        let can_be_seen = self.descriptor().is_some_and(|pidfd| signal_group(pidfd, 0).is_ok());
+        if !can_be_seen {
+            return self.end_unseen(deadline).await;
         }
         self.release();
         let [mut pause, longest] = PAUSES;
         while let Some(pidfd) = self.descriptor() {
+            // Nobody is left, or nobody whom this process may signal.
             if signal_group(pidfd, 0).is_err() {
                 return;
             }
@@ -423,6 +420,14 @@ impl Leader {
             sleep_until(deadline.min(Instant::now() + pause)).await;
             pause = longest.min(pause * 2);
         }
+    }
+
+    /// The same before Linux 6.9: whether anybody is left can't be seen while the leader is there, and no signal is safe
+    /// when it is not. So it stays for the whole grace.
+    async fn end_unseen(mut self, deadline: Instant) {
+        sleep_until(deadline).await;
+        self.signal(Signal::KILL);
+        self.release();
     }
 }
 
@@ -455,4 +460,36 @@ fn exit_status(status: &WaitIdStatus) -> ExitStatus {
         (None, Some(signal)) => signal | if status.dumped() { CORE_DUMPED } else { 0 },
         (None, None) => 0,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_old_kernel_keeps_the_leader_until_its_group_is_killed() {
+        let mut command = Command::new(c"/bin/sh".to_owned());
+        command.arguments.extend([c"-c".to_owned(), c"trap '' TERM; sleep 1000 >/dev/null 2>&1 & echo $!".to_owned()]);
+        command.environment.push(c"PATH=/bin".to_owned());
+        let mut process = Process::start(command, Input::Nothing, &Settings::default()).await.unwrap();
+        let mut left = String::new();
+        process.stdout.take().unwrap().read_to_string(&mut left).await.unwrap();
+        let is_running = || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", left.trim())).unwrap_or_default();
+            stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['S', 'R', 'D']))
+        };
+        let mut leader = process.leader.take().unwrap();
+        assert!(leader.exit().await.unwrap().success());
+        assert!(is_running());
+        let (pid, start) = (leader.pid, Instant::now());
+        leader.end_unseen(start + Duration::from_millis(200)).await;
+        assert!(start.elapsed() >= Duration::from_millis(200));
+        while is_running() {
+            assert!(start.elapsed() < Duration::from_secs(30));
+            sleep(Duration::from_millis(5)).await;
+        }
+        assert!(waitpid(Some(pid), WaitOptions::NOHANG).is_err(), "it was waited for");
+    }
 }

@@ -20,6 +20,12 @@
 //! folders, from the root down, that others can write to (by their mode's last digit; the group is the administrator's word). A link is followed
 //! within the roots, whoever made it, and out of them only where root owns all links on the way and the folders that they lie in; others may not write to any of
 //! the folders, up to `/`, of what such a link leads to.
+//!
+//! # What remains
+//!
+//! The script is executed by its resolved name after it was looked at, since a script with `#!` can't be executed by a descriptor that is closed then.
+//! Between the two, only those can put another file in its place who may at any time: the owners and groups of the script and of its folders, and root.
+//! What cannot be told from the mode is not looked at: an access list that lets others write is the administrator's word.
 
 use std::borrow::Cow;
 use std::ffi::{CString, OsStr, OsString};

@@ -66,6 +66,10 @@ pub struct Limits {
 }
 
 /// Whom a program runs as.
+///
+/// It takes root, or the capabilities to change both. For the moment between taking on the identity and executing the program a process of that user shares this one's
+/// memory, and the kernel protects it as it does everywhere: this process is not dumpable any more from then on, so that no
+/// debugger of that user can attach to either, and a bridge that is not root can't list its own `/proc/self/fd`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The user's number.
