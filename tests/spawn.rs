@@ -49,7 +49,7 @@ async fn outcome(mut process: Process) -> (ExitStatus, Vec<u8>, Vec<u8>) {
     let (mut stdout, mut stderr) = (process.stdout.take().unwrap(), process.stderr.take().unwrap());
     let all = async { tokio::join!(stdout.read_to_end(&mut output), stderr.read_to_end(&mut errors)) };
     let (read, read_too) = tokio::time::timeout(IN_TIME, all).await.unwrap();
-    (read.unwrap(), read_too.unwrap());
+    read.and(read_too).unwrap();
     (process.exited().await.unwrap(), output, errors)
 }
 

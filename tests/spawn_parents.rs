@@ -88,10 +88,13 @@ fn until(what: &str, condition: impl Fn() -> bool) {
 }
 
 fn watcher_of(mark: &str) -> i32 {
-    let watchers: Vec<i32> =
-        marked(mark).into_iter().filter(|(_, name)| name == "gatespan-watch").map(|(number, _)| number).collect();
-    assert_eq!(watchers.len(), 1, "one watcher of one parent");
-    watchers[0]
+    let watchers = || -> Vec<i32> {
+        marked(mark).into_iter().filter(|(_, name)| name == "gatespan-watch").map(|(number, _)| number).collect()
+    };
+    // It takes its name when its turn comes.
+    until("the watcher has its name", || !watchers().is_empty());
+    assert_eq!(watchers().len(), 1, "one watcher of one parent");
+    watchers()[0]
 }
 
 /// The fields of a process's state from its parent's number on.
@@ -154,9 +157,8 @@ fn the_groups_of_a_killed_parent_are_ended() {
     let [_, our_group, our_session] = stat(own)[..] else { panic!("three fields") };
     assert!(its_parent != i64::from(own), "it is nobody who has to be waited for");
     assert!(group != our_group && session != our_session, "what is sent to the parent's group passes it by");
-    let descriptors: Vec<_> =
-        fs::read_dir(format!("/proc/{watcher}/fd")).unwrap().map(|entry| entry.unwrap()).collect();
-    assert_eq!(descriptors.len(), 1, "it holds the pipe and nothing else");
+    let descriptors = || fs::read_dir(format!("/proc/{watcher}/fd")).unwrap().count();
+    until("it holds the pipe and nothing else", || descriptors() == 1);
     let pid = Pid::from_raw(watcher).unwrap();
     for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::PIPE] {
         kill_process(pid, signal).unwrap();

@@ -47,8 +47,7 @@ async fn serve(site: &Site, host: Arc<Host>) -> Served {
     let listener = Listener::bind(&endpoint, &ListenOptions::default()).await.unwrap();
     let http = listener.tcp_address().unwrap();
     let (stopped, application) = (stop.clone().cancelled_owned(), validate(host.clone()));
-    let mut config = http::Config::default();
-    config.shutdown_timeout = Duration::from_millis(200);
+    let config = http::Config { shutdown_timeout: Duration::from_millis(200), ..http::Config::default() };
     let first = tokio::spawn(http::serve(listener, application, config, stopped));
     let fastcgi = site.path("fastcgi.sock");
     let listener = Listener::bind(&Endpoint::Unix(fastcgi.clone()), &ListenOptions::default()).await.unwrap();

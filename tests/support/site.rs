@@ -238,9 +238,9 @@ pub async fn read(mut response: Response) -> Answer {
 /// The next piece of data.
 pub async fn next(response: &mut Response) -> String {
     loop {
-        match soon(response.body.next()).await.expect("more of the body").expect("it is not cut") {
-            gatespan::application::Frame::Data(data) => return String::from_utf8_lossy(&data).into_owned(),
-            _ => {}
+        let frame = soon(response.body.next()).await.expect("more of the body").expect("it is not cut");
+        if let gatespan::application::Frame::Data(data) = frame {
+            return String::from_utf8_lossy(&data).into_owned();
         }
     }
 }

@@ -14,9 +14,11 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_core::Stream;
+use rustix::io::ioctl_fionread;
 use tokio::io::AsyncWrite;
 use tokio::net::unix::pipe;
 use tokio::runtime::Handle;
+use tokio::task::coop;
 use tokio::time::{Instant, Sleep};
 use tokio_util::io::poll_read_buf;
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -366,6 +368,10 @@ impl Running {
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Failed::Script(Failure::Output { error }))),
                 Poll::Pending => {}
             }
+            if !coop::has_budget_remaining() {
+                // tokio had the read wait although there may be something to read, and polls again at once. Nobody is late.
+                return Poll::Pending;
+            }
             match ready!(self.poll_limits(cx))? {
                 Now::Read => {}
                 Now::End => {
@@ -408,6 +414,10 @@ impl Running {
                 return Poll::Ready(Err(Failed::Script(Failure::Timeout { limit })));
             }
             if is_over(self.leftovers_until) {
+                // What the script itself wrote is all here, unless the runtime has yet to hear of it.
+                if self.stdout.as_ref().is_some_and(|stdout| matches!(ioctl_fionread(stdout), Ok(1..))) {
+                    return Poll::Pending;
+                }
                 tracing::debug!(
                     request_id = self.request.id(),
                     script = self.request.script,
@@ -416,21 +426,15 @@ impl Running {
                 return Poll::Ready(Ok(Now::End));
             }
             if !self.stdin.waits_for_client {
-                let failure = match self.phase {
-                    Phase::Head => {
-                        let limit = config.head_timeout;
-                        let start = || Excerpt::new(&self.buffer);
-                        is_over(self.waiting_since.checked_add(limit))
-                            .then(|| Failure::HeadTimeout { limit, start: start() })
-                    }
-                    Phase::Body { received, .. } => {
-                        let limit = config.read_timeout;
-                        is_over(self.waiting_since.checked_add(limit)).then(|| Failure::ReadTimeout { limit, received })
-                    }
-                    Phase::Over { .. } => None,
+                let limit = match self.phase {
+                    Phase::Head => config.head_timeout,
+                    Phase::Body { .. } | Phase::Over { .. } => config.read_timeout,
                 };
-                if let Some(failure) = failure {
-                    return Poll::Ready(Err(Failed::Script(failure)));
+                if is_over(self.waiting_since.checked_add(limit)) {
+                    return Poll::Ready(Err(Failed::Script(match self.phase {
+                        Phase::Body { received, .. } => Failure::ReadTimeout { limit, received },
+                        _ => Failure::HeadTimeout { limit, start: Excerpt::new(&self.buffer) },
+                    })));
                 }
             }
             if !self.is_watched && is_over(Some(watched_at)) {

@@ -35,7 +35,40 @@ use crate::upstream::spool::{self, SpoolError, Spooled};
 /// Bodies of up to so many bytes are put into a pipe before the script is started: what any pipe holds.
 const PUT_BEFOREHAND: u64 = 4096;
 
-/// Runs CGI programs.
+/// Runs CGI programs: an application that answers each request by the script that its path leads to.
+///
+/// ```no_run
+/// use gatespan::middleware::Mount;
+/// use gatespan::upstream::cgi::{Config, Host};
+///
+/// fn main() -> Result<std::process::ExitCode, Box<dyn std::error::Error>> {
+///     let mut config = Config::default();
+///     config.roots = vec!["/usr/lib/cgi-bin".into()];
+///     config.concurrent = 16;
+///     let scripts = Host::new(config)?;
+///     Ok(gatespan::run(Mount::new().at("/cgi-bin", scripts)))
+/// }
+/// ```
+///
+/// As a tower service, beside others in one router, say:
+///
+#[cfg_attr(feature = "tower", doc = "```no_run")]
+#[cfg_attr(not(feature = "tower"), doc = "```ignore")]
+/// use gatespan::tower::EnvironService;
+/// use gatespan::upstream::cgi::{Config, Host};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut config = Config::default();
+/// config.program = Some("/usr/lib/git-core/git-http-backend".into());
+/// config.environment = vec![("GIT_PROJECT_ROOT".into(), "/srv/git".into())];
+/// let git = EnvironService::new(Host::new(config)?);
+/// let app: axum::Router = axum::Router::new().nest_service("/git", git);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// It must be called within a tokio runtime that has its clock and its I/O. Where programs should not outlive this process even if it is
+/// killed, see [`Watcher`](super::watcher::Watcher).
 pub struct Host {
     config: Arc<Config>,
     finder: Finder,
