@@ -126,7 +126,7 @@ pub fn scratch() -> Scratch {
             }
         }
     }
-    for (name, program) in ["probe", "hello", "bare"].iter().zip(compiled()) {
+    for (name, program) in ["probe", "hello"].iter().zip(compiled()) {
         let copy = scratch.path(&format!("www/cgi-bin/{name}.cgi"));
         fs::write(&copy, program).expect("a program can be written");
         mode(&copy, 0o755);
@@ -165,19 +165,16 @@ fn mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("a file's mode can be set");
 }
 
-/// The programs in C: the probe, and two that only answer, through libc and without it.
-pub fn compiled() -> &'static [Vec<u8>; 3] {
-    static PROGRAMS: OnceLock<[Vec<u8>; 3]> = OnceLock::new();
+/// The programs in C: the probe, and one that only answers.
+pub fn compiled() -> &'static [Vec<u8>; 2] {
+    static PROGRAMS: OnceLock<[Vec<u8>; 2]> = OnceLock::new();
     PROGRAMS.get_or_init(|| {
         let folder = tempfile::tempdir().expect("a folder can be made");
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/cgi-bin");
-        ["probe", "hello", "bare"].map(|name| {
+        ["probe", "hello"].map(|name| {
             let program = folder.path().join(name);
             let mut gcc = self::program("/usr/bin/gcc", "gcc libc6-dev");
             gcc.args(["-O2", "-static", "-o"]).arg(&program).arg(fixtures.join(name).with_extension("c"));
-            if name == "bare" {
-                gcc.args(["-nostdlib", "-ffreestanding"]);
-            }
             assert!(gcc.status().is_ok_and(|status| status.success()), "gcc could not compile {name}.c");
             fs::read(&program).expect("the program is there")
         })
