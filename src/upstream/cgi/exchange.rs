@@ -160,28 +160,26 @@ impl Exchange {
         .await
     }
 
-    /// Receives what is left of the request's body before the answer begins, for web servers that send no more of it then.
-    /// The script reads on meanwhile, or waits.
+    /// Receives what is left of the request's body before the answer begins, for web servers that send no more of it then. The script
+    /// waits meanwhile. What is over the limit is left to the web server's own ways.
     pub(super) async fn receive_input(&mut self, limits: spool::Limits<'_>) -> Result<(), SpoolError> {
         let Some(running) = &mut self.running else { return Ok(()) };
-        // Over the limit the web server's own ways are the smaller evil.
-        if running.stdin.is_open() && running.stdin.input.remaining().is_some_and(|length| length <= limits.max_len) {
-            let mut input = std::mem::replace(&mut running.stdin.input, Input::empty());
-            let mut receiving = pin!(Spooled::receive(&mut input, limits));
-            let spooled = poll_fn(|cx| {
-                // What it has ended without reading, nobody reads any more; and one that was cancelled is noticed by its input.
-                if running.poll_exit(cx).is_ready() {
-                    return Poll::Ready(None);
-                }
-                let _ = running.stderr.poll(cx, &running.request);
-                receiving.as_mut().poll(cx).map(Some)
-            });
-            match spooled.await {
-                Some(spooled) => running.stdin.input = spooled?.into_input(),
-                None => running.stdin.close(),
+        let Some(mut input) = running.stdin.take_input(limits.max_len) else { return Ok(()) };
+        let mut receiving = pin!(Spooled::receive(&mut input, limits));
+        let spooled = poll_fn(|cx| {
+            // What it has not read when it ends, nobody reads any more.
+            if running.poll_exit(cx).is_ready() {
+                return Poll::Ready(None);
             }
-            running.waiting_since = Instant::now();
+            let _ = running.stderr.poll(cx, &running.request);
+            receiving.as_mut().poll(cx).map(Some)
+        });
+        match spooled.await {
+            Some(spooled) => running.stdin.go_on_with(spooled?.into_input()),
+            None => running.stdin.close(),
         }
+        // Up to now the script was not waited for.
+        running.waiting_since = Instant::now();
         Ok(())
     }
 
