@@ -1,26 +1,39 @@
 //! Running programs as CGI scripts are run, side by side: a bare loop in C (`benches/peers/vfork_loop.c`), std's and tokio's
-//! `Command`, and our `Process`.
+//! `Command`, our `Process`, and our `Host` with all that a request brings: the script is found, its environment made, its head read and checked.
 //!
 //! `cargo bench --bench cgi_host` measures everything; `--rounds N` and `--seconds N` after `--` say how often and how long, `--only NAME` which beside the
 //! bare loop, `--quick` leaves out the program with libc and the touched memory. Each measurement is a process of its own, so that its processor time is its
 //! own too; they take turns, since a shared machine is faster at one time than at another: compare figures of one table only.
 
+#[path = "servers/load.rs"]
+#[allow(dead_code, reason = "this benchmark uses a part of it")]
+mod load;
+
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use gatespan::Environ;
+use gatespan::application::Variables;
+use gatespan::application::driver::call;
 use gatespan::upstream::cgi::process::{Input, Process, Settings};
 use gatespan::upstream::cgi::spawn;
 use gatespan::upstream::cgi::watcher::Watcher;
+use gatespan::upstream::cgi::{Config, Host};
 use tokio::io::AsyncReadExt;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// Those that run in this binary; the bare loop comes first.
-const CONTENDERS: [(&str, fn(&Job) -> Result<usize>); 3] =
-    [("std Command", std_command), ("tokio Command", tokio_command), ("gatespan Process", our_process)];
+const CONTENDERS: [(&str, fn(&Job) -> Result<usize>); 4] = [
+    ("std Command", std_command),
+    ("tokio Command", tokio_command),
+    ("gatespan Process", our_process),
+    ("gatespan Host", our_host),
+];
 
 /// What the programs' answer ends with.
 const ANSWER: &[u8] = b"\r\n\r\nHello, world!\n";
@@ -72,7 +85,7 @@ fn measure(arguments: &[String]) -> Result<()> {
         if is_quick && (program == &with || mebibytes > 0) {
             continue;
         }
-        for at_once in [1, 8] {
+        for at_once in [1, 2, 8] {
             let mut samples: Vec<Vec<Sample>> = Vec::new();
             let names: Vec<&str> = ["bare vfork loop"]
                 .into_iter()
@@ -267,6 +280,32 @@ fn our_process(job: &Job) -> Result<usize> {
             let mut answer = Vec::with_capacity(4096);
             process.stdout.take().ok_or("the output is piped")?.read_to_end(&mut answer).await?;
             check(&answer, process.exited().await?)
+        }
+    })
+}
+
+/// The host, called as a gateway calls it, with the variables that nginx sends.
+fn our_host(job: &Job) -> Result<usize> {
+    let program = PathBuf::from(&job.program);
+    let folder = program.parent().ok_or("the program lies in a folder")?;
+    let mut config = Config::default();
+    config.roots = vec![folder.to_owned()];
+    config.watcher = Some(job.watcher.clone());
+    let host = Arc::new(Host::new(config)?);
+    let mut variables = load::variables("GET", 0);
+    variables.push(("SCRIPT_FILENAME".to_owned(), job.program.clone()));
+    let variables: Arc<[(String, String)]> = variables.into();
+    let text = |error: gatespan::Error| error.to_string();
+    tasks(job, move || {
+        let (host, variables) = (host.clone(), variables.clone());
+        async move {
+            let variables = variables.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+            let mut response = call(host, Environ::new(Variables::from_iter(variables))).await.map_err(text)?;
+            let answer = response.body.read_to_end(4096).await.map_err(text)?;
+            match ANSWER.ends_with(&answer) && !answer.is_empty() {
+                true => Ok(()),
+                false => Err(format!("expected the answer, got {answer:?}").into()),
+            }
         }
     })
 }

@@ -6,6 +6,8 @@
 pub mod client;
 pub mod pattern;
 pub mod process;
+pub mod script_scenes;
+pub mod scripts;
 pub mod table;
 
 use std::net::SocketAddr;
@@ -32,9 +34,14 @@ impl Front {
 
     /// Whether `pattern` covers this front: the name's first parts, where `*` stands for any one.
     pub fn is(&self, pattern: &str) -> bool {
-        let mut parts = self.name.split('/');
-        pattern.split('/').all(|wanted| parts.next().is_some_and(|part| wanted == "*" || wanted == part))
+        covers(pattern, self.name)
     }
+}
+
+/// Whether the first parts of a name are those of `pattern`, where `*` stands for any one.
+fn covers(pattern: &str, name: &str) -> bool {
+    let mut parts = name.split('/');
+    pattern.split('/').all(|wanted| parts.next().is_some_and(|part| wanted == "*" || wanted == part))
 }
 
 /// What is expected of all fronts and, with the reason, of those that differ. The first pattern that covers a front wins.
@@ -45,7 +52,12 @@ pub struct PerFront<T: 'static> {
 
 impl<T> PerFront<T> {
     pub fn of(&self, front: &Front) -> &T {
-        let found = self.differs.iter().find(|(pattern, _, _)| front.is(pattern));
+        self.named(front.name)
+    }
+
+    /// For a name that is longer than the front's.
+    pub fn named(&self, name: &str) -> &T {
+        let found = self.differs.iter().find(|(pattern, _, _)| covers(pattern, name));
         found.map_or(&self.usual, |(_, expected, _)| expected)
     }
 }

@@ -35,8 +35,10 @@ pub struct Expect {
 
 /// What an answer's body must be. All but `Cut` must also be whole.
 #[derive(Clone, Debug)]
-enum Content {
+pub enum Content {
     Any,
+    /// Whole or not.
+    Whatever,
     Exactly(&'static str),
     /// These lines, and none that starts with those.
     Lines(&'static [&'static str], &'static [&'static str]),
@@ -46,9 +48,13 @@ enum Content {
     Digest(u64),
     /// At most so many bytes, and the client can see that it is not all.
     Cut(u64),
+    /// Nothing, for longer than anything takes that ends at all: what others do and we must not.
+    Hangs,
+    /// Something that is no answer at all: others pass on what no client understands.
+    Broken,
 }
 
-use Content::{Any, Cut, Digest, Exactly, Lines, Pattern};
+pub use Content::{Any, Broken, Cut, Digest, Exactly, Hangs, Lines, Pattern, Whatever};
 
 /// The SHA-256 of nothing, as `/environ` reports a request without a body.
 const NO_BODY: &str = "0 e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
@@ -199,71 +205,92 @@ pub static TABLE: &[Row] = &[
     get_row("and all is well after that", "/app/slow?ms=50").expect(status(200).body(Exactly("slow\n"))),
 ];
 
+/// The status where it is one this time and another the next.
+pub const UNSURE: u16 = 0;
+
+/// How long a request is looked at that is expected to hang.
+const HANGING: Duration = Duration::from_secs(2);
+
 /// Why a variable is different without a web server in front.
 const ROOT: &str = "without a web server in front, the application is at the root";
 
-const fn row(name: &'static str, method: &'static str, target: &'static str) -> Row {
+pub const fn row(name: &'static str, method: &'static str, target: &'static str) -> Row {
     let expect = PerFront { usual: status(200), differs: &[] };
     Row { name, method, target, headers: &[], upload: Upload::Nothing, expect }
 }
 
-const fn get_row(name: &'static str, target: &'static str) -> Row {
+pub const fn get_row(name: &'static str, target: &'static str) -> Row {
     row(name, "GET", target)
 }
 
-const fn status(status: u16) -> Expect {
+pub const fn status(status: u16) -> Expect {
     Expect { status, reason: None, headers: &[], body: Any }
 }
 
-const fn lines(wanted: &'static [&'static str]) -> Expect {
+pub const fn lines(wanted: &'static [&'static str]) -> Expect {
     status(200).body(Lines(wanted, &[]))
 }
 
 impl Row {
-    const fn headers(mut self, headers: &'static [(&'static str, &'static str)]) -> Row {
+    pub const fn headers(mut self, headers: &'static [(&'static str, &'static str)]) -> Row {
         self.headers = headers;
         self
     }
 
-    const fn upload(mut self, upload: Upload) -> Row {
+    pub const fn upload(mut self, upload: Upload) -> Row {
         self.upload = upload;
         self
     }
 
-    const fn expect(mut self, usual: Expect) -> Row {
+    pub const fn expect(mut self, usual: Expect) -> Row {
         self.expect.usual = usual;
         self
     }
 
-    const fn except(mut self, differs: &'static [(&'static str, Expect, &'static str)]) -> Row {
+    pub const fn except(mut self, differs: &'static [(&'static str, Expect, &'static str)]) -> Row {
         self.expect.differs = differs;
         self
     }
 
-    async fn run(&self, front: &Front) -> Result<(), String> {
-        let mut client = Client::connect(front.address).await?;
-        let expect = self.expect.of(front);
-        match client.send(self.method, self.target, self.headers, self.upload.clone()).await {
-            Ok(answer) => expect.check(&answer),
+    /// Sends it. Where `places` has a pair, its first stands in the table for what its second is on this machine: in the
+    /// target and in the answer's text.
+    async fn run(&self, address: SocketAddr, name: &str, places: &[(&str, &str)]) -> Result<(), String> {
+        let mut client = Client::connect(address).await?;
+        let expect = self.expect.named(name);
+        let target = places.iter().fold(self.target.to_owned(), |target, (table, here)| target.replace(table, here));
+        let sending = client.send(self.method, &target, self.headers, self.upload.clone());
+        if matches!(expect.body, Hangs) {
+            let came = timeout(HANGING, sending).await;
+            return came.map_or(Ok(()), |came| Err(format!("expected that nothing ends, came {came:?}")));
+        }
+        match sending.await {
+            Ok(mut answer) => {
+                if !places.is_empty() && !expect.is_binary() {
+                    let text = places.iter().fold(answer.text(), |text, (table, here)| text.replace(here, table));
+                    answer.body = text.into_bytes();
+                }
+                expect.check(&answer)
+            }
             // What was cut before any of it came is cut, too.
             Err(error) if matches!(expect.body, Cut(_)) && !is_hanging(&error) => Ok(()),
+            Err(error) if matches!(expect.body, Broken) && !is_hanging(&error) => Ok(()),
             Err(error) => Err(error),
         }
     }
 }
 
 impl Expect {
-    const fn reason(mut self, reason: &'static str) -> Expect {
+    pub const fn reason(mut self, reason: &'static str) -> Expect {
         self.reason = Some(reason);
         self
     }
 
-    const fn headers(mut self, headers: &'static [(&'static str, &'static str)]) -> Expect {
+    pub const fn headers(mut self, headers: &'static [(&'static str, &'static str)]) -> Expect {
         self.headers = headers;
         self
     }
 
-    const fn body(mut self, body: Content) -> Expect {
+    pub const fn body(mut self, body: Content) -> Expect {
         self.body = body;
         self
     }
@@ -281,7 +308,7 @@ impl Expect {
             )
         };
         let fail = |what: String| Err(format!("expected {what}, {}", came()));
-        if answer.status != self.status {
+        if self.status != UNSURE && answer.status != self.status {
             return fail(format!("status {}", self.status));
         }
         if self.reason.is_some_and(|reason| reason != answer.reason) {
@@ -292,12 +319,12 @@ impl Expect {
                 return fail(format!("{name}: {values}"));
             }
         }
-        if answer.cut.is_some() != matches!(self.body, Cut(_)) {
+        if !matches!(self.body, Whatever) && answer.cut.is_some() != matches!(self.body, Cut(_)) {
             return fail(if answer.cut.is_some() { "a whole body".into() } else { "a body that is cut".into() });
         }
         let text = answer.text();
         let right = match &self.body {
-            Any => true,
+            Any | Whatever => true,
             Exactly(wanted) => text == *wanted,
             Lines(wanted, unwanted) => {
                 for line in *wanted {
@@ -310,6 +337,7 @@ impl Expect {
             Pattern(length) => format!("{} {}\n", answer.length, answer.sha256) == digest(*length),
             Digest(length) => text == digest(*length),
             Cut(length) => answer.length <= *length,
+            Hangs | Broken => false,
         };
         if right { Ok(()) } else { fail(format!("{:?}", self.body)) }
     }
@@ -318,19 +346,25 @@ impl Expect {
 /// Sends every row of the table, each on a connection of its own, and reports all that failed at once.
 pub async fn rows(front: &Front) {
     let start = Instant::now();
-    let mut failures = Vec::new();
-    for row in TABLE {
-        let sent = Instant::now();
-        let result = row.run(front).await;
-        if sent.elapsed() > Duration::from_secs(1) {
-            note(front.name, row.name, sent);
-        }
-        if let Err(failure) = result {
-            failures.push(format!("{}: {} ({} {}): {failure}", front.name, row.name, row.method, row.target));
-        }
-    }
+    let failures = failures(front.address, front.name, TABLE, &[]).await;
     note(front.name, "the table", start);
     assert!(failures.is_empty(), "{} rows failed:\n{}", failures.len(), failures.join("\n"));
+}
+
+/// Sends the rows of a table, each on a connection of its own, and gives back what was not as expected of a front of that name.
+pub async fn failures(address: SocketAddr, name: &str, rows: &[Row], places: &[(&str, &str)]) -> Vec<String> {
+    let mut failures = Vec::new();
+    for row in rows {
+        let sent = Instant::now();
+        let result = row.run(address, name, places).await;
+        if sent.elapsed() > Duration::from_secs(1) {
+            note(name, row.name, sent);
+        }
+        if let Err(failure) = result {
+            failures.push(format!("{name}: {} ({} {}): {failure}", row.name, row.method, row.target));
+        }
+    }
+    failures
 }
 
 /// The whole of it, in the order in which a fault is easiest to understand.

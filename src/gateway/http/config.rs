@@ -37,7 +37,7 @@ pub struct Config {
     /// How long an application's `close()` may take after its client has left. Default: 5 seconds.
     pub close_timeout: Duration,
     /// What is read and thrown away of a request that was answered before it was read, in bytes, so that closing the connection
-    /// does not cost the client its answer. Default: 1 MiB.
+    /// does not cost the client its answer. Default: 16 MiB.
     pub linger_len: u64,
     /// How long that may take. Default: 2 seconds.
     pub linger_timeout: Duration,
@@ -81,7 +81,7 @@ impl Default for Config {
             output_window: 64 << 10,
             shutdown_timeout: Duration::from_secs(30),
             close_timeout: DEFAULT_CLOSE_LIMIT,
-            linger_len: 1 << 20,
+            linger_len: 16 << 20,
             linger_timeout: Duration::from_secs(2),
             finish_half_closed: false,
             script_name: None,

@@ -6,7 +6,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
@@ -31,6 +31,7 @@ use super::queue::Place;
 use super::stderr::Stderr;
 use crate::application::{Environ, Error, Frame, Frames, Input, InputError};
 use crate::protocol::cgi::{Excerpt, HeadError, ResponseHead};
+use crate::upstream::spool::{self, SpoolError, Spooled};
 
 /// How much output is read at once, in bytes: all that a pipe holds.
 const READ_SIZE: usize = 64 * 1024;
@@ -157,6 +158,29 @@ impl Exchange {
             None => Poll::Ready(Err(Failed::Cancelled)),
         })
         .await
+    }
+
+    /// Receives what is left of the request's body before the answer begins, for web servers that send no more of it then. The script
+    /// waits meanwhile. What is over the limit is left to the web server's own ways.
+    pub(super) async fn receive_input(&mut self, limits: spool::Limits<'_>) -> Result<(), SpoolError> {
+        let Some(running) = &mut self.running else { return Ok(()) };
+        let Some(mut input) = running.stdin.take_input(limits.max_len) else { return Ok(()) };
+        let mut receiving = pin!(Spooled::receive(&mut input, limits));
+        let spooled = poll_fn(|cx| {
+            // What it has not read when it ends, nobody reads any more.
+            if running.poll_exit(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            let _ = running.stderr.poll(cx, &running.request);
+            receiving.as_mut().poll(cx).map(Some)
+        });
+        match spooled.await {
+            Some(spooled) => running.stdin.go_on_with(spooled?.into_input()),
+            None => running.stdin.close(),
+        }
+        // Up to now the script was not waited for.
+        running.waiting_since = Instant::now();
+        Ok(())
     }
 
     /// From now on this is the body, of that many bytes.

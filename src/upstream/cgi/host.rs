@@ -92,6 +92,10 @@ enum Content {
     Stream(Input),
 }
 
+/// Web servers that send no more of a request's body once a FastCGI answer has begun: a script that writes its head first, as many
+/// do, would wait for the rest of its input for ever.
+const STOPS_UPLOADS: [&[u8]; 1] = [b"nginx/"];
+
 impl Host {
     /// A host for these scripts.
     ///
@@ -134,11 +138,7 @@ impl Host {
         let input = environ.take_input();
         let input = match self.input(environ, input).await {
             Ok(input) => input,
-            Err(SpoolError::Input(InputError::TooLarge { limit })) => {
-                return Err(refused(Failure::BodyTooLarge { limit }));
-            }
-            Err(SpoolError::Input(error)) => return Err(Refused::Error(error.into())),
-            Err(SpoolError::Store { folder, source }) => return Err(refused(Failure::Spool { folder, error: source })),
+            Err(error) => return Err(not_received(error, &name)),
         };
         let place = self.place(&script).await.map_err(refused)?;
         let (process, input) = self.start(environ, script, input).await.map_err(refused)?;
@@ -150,6 +150,13 @@ impl Host {
         };
         let mut exchange = Exchange::new(request, process, input, place);
         let head = exchange.head().await.map_err(|failed| Refused::of(failed, &name))?;
+        if STOPS_UPLOADS
+            .iter()
+            .any(|server| environ.get("SERVER_SOFTWARE").is_some_and(|name| name.starts_with(server)))
+            && environ.server().gateway == "fastcgi"
+        {
+            exchange.receive_input(self.spool_limits()).await.map_err(|error| not_received(error, &name))?;
+        }
         self.respond(environ, head, exchange, start_response).await.map_err(Refused::Error)
     }
 
@@ -179,12 +186,7 @@ impl Host {
         match self.config.request_body {
             RequestBody::Stream => Ok(RequestInput { length: None, content: Content::Stream(input) }),
             RequestBody::Spool => {
-                let limits = spool::Limits {
-                    memory: self.config.spool_memory,
-                    max_len: self.config.spool_limit,
-                    folder: self.config.spool_folder.as_deref(),
-                };
-                let spooled = Spooled::receive(&mut input, limits).await?;
+                let spooled = Spooled::receive(&mut input, self.spool_limits()).await?;
                 let length = Some(spooled.len());
                 let content = match spooled {
                     Spooled::File { file, .. } => Content::File(file),
@@ -192,6 +194,14 @@ impl Host {
                 };
                 Ok(RequestInput { length, content })
             }
+        }
+    }
+
+    fn spool_limits(&self) -> spool::Limits<'_> {
+        spool::Limits {
+            memory: self.config.spool_memory,
+            max_len: self.config.spool_limit,
+            folder: self.config.spool_folder.as_deref(),
         }
     }
 
@@ -337,6 +347,16 @@ impl Refused {
             Failed::Cancelled => Self::Error(Error::new("the request was given up").with_status(503)),
         }
     }
+}
+
+/// Why there is no answer for a request whose body could not be received.
+fn not_received(error: SpoolError, script: &str) -> Refused {
+    let failure = match error {
+        SpoolError::Input(InputError::TooLarge { limit }) => Failure::BodyTooLarge { limit },
+        SpoolError::Input(error) => return Refused::Error(error.into()),
+        SpoolError::Store { folder, source } => Failure::Spool { folder, error: source },
+    };
+    Refused::Failure(script.to_owned(), failure)
 }
 
 /// The next piece of an input, if it is there already; `None` if it has to be waited for.

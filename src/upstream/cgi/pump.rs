@@ -30,6 +30,18 @@ impl Pump {
         Self { input, chunk: Bytes::new(), stdin, waits_for_client: false }
     }
 
+    /// What is still to come from the client, to be received elsewhere; [`Pump::go_on_with`] gives it back. `None` where the script takes none, or where
+    /// its length is unknown or over the limit.
+    pub(super) fn take_input(&mut self, max_len: u64) -> Option<Input> {
+        let fits = self.is_open() && self.input.remaining().is_some_and(|length| length <= max_len);
+        fits.then(|| std::mem::replace(&mut self.input, Input::empty()))
+    }
+
+    /// Moves this into the script from now on.
+    pub(super) fn go_on_with(&mut self, input: Input) {
+        self.input = input;
+    }
+
     /// Moves what can be moved.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Result<Moved, InputError> {
         let mut moved = Moved::Nothing;
