@@ -99,6 +99,7 @@ impl Host {
     ///
     /// For a folder or program that is not there, or that others can write to; see [`ConfigError`].
     pub fn new(config: Config) -> Result<Self, ConfigError> {
+        let config = config.with_times_that_end();
         let finder = Finder::new(&config)?;
         let rules = Rules::new(&config)?;
         let places = Places::new(queue::Limits {
