@@ -352,7 +352,9 @@ impl Failure {
                 Shown(interpreter)
             )
             .into(),
-            Self::WrongFolder { .. } => "Let the user that scripts run as search that folder.".into(),
+            Self::WrongFolder { .. } => {
+                "Let the user that scripts run as search that folder and all folders above it (x in their modes).".into()
+            }
             Self::CannotStart { error, .. } => cannot_start_mend(error).into(),
             Self::BadVariable { .. } | Self::BadContentLength { .. } => {
                 "Nothing to mend here: the request is at fault, or the web server that passes it on.".into()
@@ -423,6 +425,8 @@ impl Failure {
             | Self::Writable { .. }
             | Self::Inaccessible { .. }
             | Self::TooManyLinks { .. } => 403,
+            // Rights, as where a script may not be executed.
+            Self::WrongFolder { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => 403,
             Self::BodyTooLarge { .. } => 413,
             Self::TooManyVariables { .. } => 431,
             Self::CannotStart { error, .. } => match Errno::from_io_error(error) {

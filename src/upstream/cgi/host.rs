@@ -18,12 +18,12 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::config::{Config, ConfigError, RequestBody};
 use super::environment::{self, Rules};
 use super::exchange::{Exchange, Failed, Request};
-use super::failure::{Busy, Failure, why_not_started};
+use super::failure::{Busy, Failure, not_started};
 use super::nph::end_to_end;
 use super::process::{self, Process};
 use super::queue::{self, NoPlace, Place, Places};
 use super::script::{Finder, Script};
-use super::spawn::{Command, SpawnError, Step};
+use super::spawn::{Command, Step};
 use super::stderr::harmless;
 use crate::application::driver::{self, error_page};
 use crate::application::{
@@ -233,8 +233,7 @@ impl Host {
         command.identity.clone_from(&self.config.identity);
         match Process::start(command, stdin, &self.settings).await {
             Ok(process) => Ok((process, rest)),
-            Err(SpawnError { step: Step::Exec | Step::Directory, source }) => Err(why_not_started(&script, source)),
-            Err(SpawnError { step, source }) => Err(cannot_start(&step.to_string(), source)),
+            Err(error) => Err(not_started(&script, error)),
         }
     }
 
