@@ -521,8 +521,8 @@ impl Running {
         tracing::warn!(
             request_id = self.request.id(),
             script = self.request.script,
-            cause = %failure,
-            mend = %failure.mend(),
+            cause = failure.cause(),
+            mend = &*failure.mend(),
             "a script failed after its response was complete"
         );
     }

@@ -291,11 +291,11 @@ impl Host {
             page.head.headers.push("Location", location);
             return page.pass_on(start_response);
         }
-        let (cause, mend) = (failure.cause(), failure.mend());
+        let (cause, mend) = (failure.cause(), &*failure.mend());
         if code < 500 {
-            tracing::warn!(request_id = id, script, status = code, cause, %mend, "request failed");
+            tracing::warn!(request_id = id, script, status = code, cause, mend, "request failed");
         } else {
-            tracing::error!(request_id = id, script, status = code, cause, %mend, "request failed");
+            tracing::error!(request_id = id, script, status = code, cause, mend, "request failed");
         }
         if let Failure::Busy { .. } = failure {
             let seconds = self.config.queue_wait.as_secs() + u64::from(self.config.queue_wait.subsec_nanos() > 0);
