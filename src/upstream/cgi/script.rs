@@ -239,7 +239,7 @@ impl Finder {
                 let fault = PathFault::TooLong { len: filename.len(), limit: MAX_PATH_LEN };
                 return Err(Failure::BadPath { variable, path: Excerpt::new(filename), fault });
             }
-            place = match walk.step(part.bytes, variable)? {
+            place = match walk.step(part.bytes, variable).map_err(|failure| in_whole(failure, filename))? {
                 Place::Missing if walk.is_entering() => return Err(not_found(walk.path())),
                 place => place,
             };
@@ -316,7 +316,7 @@ impl Finder {
                 let fault = PathFault::TooLong { len: shown.len() + part.end, limit: MAX_PATH_LEN };
                 return Err(Failure::BadPath { variable: "PATH_INFO", path: Excerpt::new(path), fault });
             }
-            match walk.step(part.bytes, "PATH_INFO")? {
+            match walk.step(part.bytes, "PATH_INFO").map_err(|failure| in_whole(failure, path))? {
                 Place::Folder => {}
                 Place::Missing => return Err(Failure::NotFound { looked: vec![walk.path()], named: root.is_none() }),
                 Place::File(mode) => {
@@ -406,6 +406,14 @@ struct Split<'a> {
     path_info: Cow<'a, [u8]>,
     /// The root that it was found under, unless a web server named it.
     root: Option<&'a Root>,
+}
+
+/// A path that is none, shown from its beginning and not from the part that is wrong.
+fn in_whole(failure: Failure, path: &[u8]) -> Failure {
+    match failure {
+        Failure::BadPath { variable, fault, .. } => Failure::BadPath { variable, path: Excerpt::new(path), fault },
+        failure => failure,
+    }
 }
 
 /// Where a folder is whose slash is missing. One slash at the beginning, never two, which would be another host's address.
