@@ -354,6 +354,20 @@ async fn what_a_grandchild_still_writes_within_the_grace_time_is_part_of_the_ans
 }
 
 #[tokio::test]
+async fn a_slow_reader_gets_all_of_a_script_that_has_long_exited() {
+    let site =
+        Site::of("printf 'Content-Type: text/plain\\n\\n'; sleep 0.1; yes | head -c 60000; echo done >$MARKS/done");
+    let host = site.host(|config| {
+        (config.leftover_grace, config.read_timeout) = (Duration::ZERO, Duration::from_millis(150));
+    });
+    let response = soon(call(host, get("/script"))).await.unwrap();
+    site.mark("done").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let answer = read(response).await;
+    assert_eq!((answer.body.len(), answer.cut), (60_000, None));
+}
+
+#[tokio::test]
 async fn a_grandchild_that_holds_standard_error_holds_nothing_else() {
     let site = Site::of("printf 'Content-Type: text/plain\\n\\nall'; sleep 30 >&- <&- & echo $! >$MARKS/pid");
     let host = site.host(|_| {});

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::body::{Body, FileReader, Frame, Frames};
 use super::callable::Application;
-use super::environ::{Environ, Variables};
+use super::environ::{Environ, Facts, Variables};
 use super::error::Error;
 use super::errors::Errors;
 use super::head::{Head, Headers, Status};
@@ -58,22 +58,22 @@ pub async fn call<A: Application>(application: A, environ: Environ) -> Result<Re
 pub struct Call {
     /// There until the response has it.
     running: Option<Running>,
-    /// What was called, without its body: for the log. The response has it as soon as there is one.
-    request: Option<Environ>,
+    /// Of the request, for the log. The response has them as soon as there is one.
+    facts: Option<Arc<Facts>>,
     is_head: bool,
-    /// What comes of it once it is closed, where nothing is sent of its body.
-    outcome: Option<Result<Head, Error>>,
+    /// What comes of it once it is closed, where nothing is sent of its body. Boxed, since that is seldom.
+    outcome: Option<Box<Result<Head, Error>>>,
 }
 
 impl Call {
     /// Prepares the call. Nothing happens before it is polled.
     pub fn new<A: Application>(application: A, environ: Environ) -> Self {
         let announcement = Arc::new(Announcement::default());
-        let request = Some(environ.without_input());
+        let facts = Some(environ.facts().clone());
         let is_head = environ.method() == b"HEAD";
         let start_response = announcement.start_response();
         let state = State::Calling(Box::pin(async move { application.call(environ, start_response).await }));
-        Self { running: Some(Running { state, announcement, held: None }), request, is_head, outcome: None }
+        Self { running: Some(Running::new(state, announcement)), facts, is_head, outcome: None }
     }
 
     /// What [`call`] waits for. To be called to its end once; until the head is there, it may be dropped and called again.
@@ -96,11 +96,12 @@ impl Call {
                     return Poll::Ready(self.with_body(head, first));
                 }
                 // Nobody will see what else there is of it.
-                without_body => self.outcome = Some(without_body.map(|(head, _)| head)),
+                without_body => self.outcome = Some(Box::new(without_body.map(|(head, _)| head))),
             }
         }
         ready!(running.poll_close(cx));
-        Poll::Ready(self.outcome.take().unwrap_or(Err(StartError::Never.into())).and_then(|head| self.bodiless(head)))
+        let outcome = self.outcome.take().map_or(Err(StartError::Never.into()), |outcome| *outcome);
+        Poll::Ready(outcome.and_then(|head| self.bodiless(head)))
     }
 
     fn with_body(&mut self, mut head: Head, first: Option<Frame>) -> Result<Response, Error> {
@@ -111,14 +112,14 @@ impl Call {
         if declared.is_none()
             && let Some(len) = len
         {
-            head.headers.push("Content-Length", len.to_string());
+            head.headers.push("Content-Length", digits(len, &mut [0; 20]));
         }
         if len != Some(0) && !head.headers.contains("Content-Type") {
             // CVE-2020-24553: a type that is missing must not be guessed by anybody.
             head.headers.push("Content-Type", "text/plain");
         }
-        let (unsent, request) = (declared, self.request.take());
-        let body = ResponseBody { running, first, file: None, unsent, announced: declared, request, over: false };
+        let (unsent, facts) = (declared, self.facts.take());
+        let body = ResponseBody { running, first, file: None, unsent, announced: declared, facts, over: false };
         Ok(Response { head, body })
     }
 
@@ -128,8 +129,8 @@ impl Call {
             // RFC 9110 8.6: not with 1xx and 204. With 304 it would be that of another response, which few servers get right.
             head.headers.remove("Content-Length");
         }
-        let (running, request) = (self.running.take().ok_or(StartError::Never)?, self.request.take());
-        let body = ResponseBody { running, first: None, file: None, unsent: None, announced, request, over: true };
+        let (running, facts) = (self.running.take().ok_or(StartError::Never)?, self.facts.take());
+        let body = ResponseBody { running, first: None, file: None, unsent: None, announced, facts, over: true };
         Ok(Response { head, body })
     }
 
@@ -160,7 +161,6 @@ pub struct Answer {
 }
 
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "nearly all are calls, and a box would cost each of them an allocation")]
 enum Step {
     Calling(Call),
     /// Boxed, since few are.
@@ -188,10 +188,10 @@ impl Answer {
             Ok(response) => return Poll::Ready(response),
             Err(error) => error,
         };
-        let request = call.request.take().unwrap_or_else(|| Environ::new(Variables::new()));
-        log_failure(&request.errors(), request.request_id(), "answered with an error page", &error);
-        let mut page = error_page(error.status(), request.request_id(), request.method() == b"HEAD");
-        page.body.request = Some(request);
+        let facts = call.facts.take().unwrap_or_else(|| Environ::new(Variables::new()).facts().clone());
+        log_failure(facts.errors(), facts.request_id(), "answered with an error page", &error);
+        let mut page = error_page(error.status(), facts.request_id(), call.is_head);
+        page.body.facts = Some(facts);
         Poll::Ready(page)
     }
 }
@@ -211,18 +211,31 @@ pub fn error_page(code: u16, request_id: &str, is_head: bool) -> Response {
     Response { head: Head { status, headers }, body: body.into() }
 }
 
+/// A number in decimal digits, in memory that is there already: nearly every response has one.
+fn digits(mut number: u64, memory: &mut [u8; 20]) -> &[u8] {
+    let mut start = memory.len();
+    loop {
+        start -= 1;
+        memory[start] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            return &memory[start..];
+        }
+    }
+}
+
 /// The body of a [`Response`]. It counts: more than Content-Length announced is not sent, and less is an error, by which the
 /// gateway cuts the response so that the client can see it.
 pub struct ResponseBody {
     running: Running,
     first: Option<Frame>,
     /// A part of a file that is being read, for callers that asked for data.
-    file: Option<FileReader>,
+    file: Option<Box<FileReader>>,
     /// What Content-Length still owes.
     unsent: Option<u64>,
     announced: Option<u64>,
-    /// Whose body it is, for the log.
-    request: Option<Environ>,
+    /// Of the request whose body it is, for the log.
+    facts: Option<Arc<Facts>>,
     over: bool,
 }
 
@@ -278,7 +291,7 @@ impl ResponseBody {
                 }
             }
             match ready!(self.poll_frame(cx)) {
-                Some(Ok(Frame::File(range))) => self.file = Some(FileReader::new(range)),
+                Some(Ok(Frame::File(range))) => self.file = Some(Box::new(FileReader::new(range))),
                 other => return Poll::Ready(other),
             }
         }
@@ -326,8 +339,8 @@ impl ResponseBody {
 
     /// For gateways that cut the response after an error: tells the request's log.
     pub fn log_cut(&self, error: &Error) {
-        if let Some(request) = &self.request {
-            log_failure(&request.errors(), request.request_id(), "was cut", error);
+        if let Some(facts) = &self.facts {
+            log_failure(facts.errors(), facts.request_id(), "was cut", error);
         }
     }
 
@@ -355,10 +368,10 @@ impl ResponseBody {
         if len > *unsent {
             // PEP 3333: a server must not send more than Content-Length announced.
             let announced = self.announced.unwrap_or_default();
-            if let Some(request) = &self.request {
-                request.errors().line(format_args!(
+            if let Some(facts) = &self.facts {
+                facts.errors().line(format_args!(
                     "request {} gave at least {} bytes more than its Content-Length of {announced}; they were not sent",
-                    request.request_id(),
+                    facts.request_id(),
                     len - *unsent
                 ));
             }
@@ -383,12 +396,12 @@ impl ResponseBody {
 impl From<Body> for ResponseBody {
     fn from(body: Body) -> Self {
         Self {
-            running: Running { state: State::Iterating(body), announcement: Arc::default(), held: None },
+            running: Running::new(State::Iterating(body), Arc::default()),
             first: None,
             file: None,
             unsent: None,
             announced: None,
-            request: None,
+            facts: None,
             over: false,
         }
     }
@@ -427,6 +440,14 @@ struct Running {
     announcement: Arc<Announcement>,
     /// A frame that waits for what was written while it was made.
     held: Option<Frame>,
+    /// All that was to be closed and dropped has been.
+    closed: bool,
+}
+
+impl Running {
+    fn new(state: State, announcement: Arc<Announcement>) -> Self {
+        Self { state, announcement, held: None, closed: false }
+    }
 }
 
 enum State {
@@ -484,6 +505,9 @@ impl Running {
     }
 
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.closed {
+            return Poll::Ready(());
+        }
         self.announcement.close();
         self.held = None;
         self.end();
@@ -496,6 +520,7 @@ impl Running {
         let state = std::mem::replace(&mut self.state, State::Over);
         // What the application does as it is dropped is its own too.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(state)));
+        self.closed = true;
         Poll::Ready(())
     }
 
@@ -529,6 +554,9 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if self.closed {
+            return;
+        }
         // Whoever still writes is told that nobody takes it.
         self.announcement.close();
         // What an application awaits may panic when it is dropped: that costs its own request, not those beside it.
@@ -593,6 +621,13 @@ mod tests {
     impl Drop for Listed {
         fn drop(&mut self) {
             self.told.lock().unwrap().push("drop");
+        }
+    }
+
+    #[test]
+    fn the_digits_of_a_number_are_those_of_its_display() {
+        for number in [0, 7, 10, 1234567890, u64::MAX] {
+            assert_eq!(digits(number, &mut [0; 20]), number.to_string().as_bytes());
         }
     }
 

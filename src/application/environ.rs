@@ -46,16 +46,49 @@ pub(crate) const PATH: &AsciiSet = &percent_encoding::NON_ALPHANUMERIC
 /// Names and values are bytes. `HTTP_PROXY`, `HTTP_CONTENT_TYPE` and `HTTP_CONTENT_LENGTH` are never in it: the first would steer
 /// HTTP clients (httpoxy), and PEP 3333 has no such keys as the other two.
 pub struct Environ {
-    variables: Arc<Variables>,
+    facts: Arc<Facts>,
     input: Input,
-    data: Option<Input>,
-    server: Arc<Server>,
-    role: Role,
-    number: u32,
-    /// Made when first needed, or brought by the gateway.
-    request: OnceLock<Cancellation>,
-    errors: Errors,
+    /// Boxed, since only a Filter has one.
+    data: Option<Box<Input>>,
     extensions: Extensions,
+}
+
+/// What a gateway knows of a request when it comes: all of an environ that its copies share. Who changes it has a copy from then on.
+#[derive(Clone)]
+pub(crate) struct Facts {
+    pub(crate) variables: Variables,
+    pub(crate) server: Arc<Server>,
+    pub(crate) role: Role,
+    pub(crate) number: u32,
+    pub(crate) request: Cancellation,
+    pub(crate) errors: Errors,
+}
+
+impl Facts {
+    /// See [`Environ::request_id`].
+    pub(crate) fn request_id(&self) -> &str {
+        self.request.shared.cancelling().id.get_or_init(|| {
+            let brought = self.variables.get(b"HTTP_X_REQUEST_ID").filter(|id| {
+                (1..=128).contains(&id.len())
+                    && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.+/=:".contains(byte))
+            });
+            match brought.and_then(|id| std::str::from_utf8(id).ok()) {
+                Some(id) => id.into(),
+                None => format!("{:016x}", fastrand::u64(..)).into(),
+            }
+        })
+    }
+
+    /// The server's log.
+    pub(crate) fn errors(&self) -> &Errors {
+        &self.errors
+    }
+}
+
+impl From<Facts> for Environ {
+    fn from(facts: Facts) -> Self {
+        Self { facts: Arc::new(facts), input: Input::empty(), data: None, extensions: Extensions::new() }
+    }
 }
 
 /// What a gateway says about itself, the same for all requests of one connection.
@@ -116,24 +149,21 @@ pub enum Peer {
 impl Environ {
     /// An environ of these variables: no input, errors to standard error. Gateways and tests add what they have with the `with_…` functions.
     pub fn new(variables: Variables) -> Self {
-        Self {
-            variables: Arc::new(variables),
-            input: Input::empty(),
-            data: None,
-            server: Server::unknown(),
-            role: Role::Responder,
-            number: 0,
-            request: OnceLock::new(),
-            errors: Errors::default(),
-            extensions: Extensions::new(),
-        }
+        let (server, role) = (Server::unknown(), Role::Responder);
+        let (request, errors) = (Cancellation::default(), Errors::default());
+        Facts { variables, server, role, number: 0, request, errors }.into()
+    }
+
+    /// All that its copies share, for those who keep it when the environ is the application's.
+    pub(crate) fn facts(&self) -> &Arc<Facts> {
+        &self.facts
     }
 
     /// The value of a variable; `None` where it is not there.
     ///
     /// A repeated `HTTP_…` variable is one value, joined with commas (cookies with semicolons: RFC 3875 4.1.18); of any other the last one wins.
     pub fn get(&self, name: impl AsRef<[u8]>) -> Option<&[u8]> {
-        self.variables.get(name.as_ref())
+        self.facts.variables.get(name.as_ref())
     }
 
     /// The value of a variable as text.
@@ -154,7 +184,7 @@ impl Environ {
 
     /// The meta-variables of RFC 3875 section 4, with their types.
     pub fn meta<'a>(&'a self) -> MetaVariables<'a, impl Fn(&[u8]) -> Option<&'a [u8]> + 'a> {
-        MetaVariables::new(|name| self.variables.get(name))
+        MetaVariables::new(|name| self.facts.variables.get(name))
     }
 
     /// REQUEST_METHOD, empty where it is missing.
@@ -222,12 +252,12 @@ impl Environ {
 
     /// All variables.
     pub fn variables(&self) -> &Variables {
-        &self.variables
+        &self.facts.variables
     }
 
     /// The variables, to be changed. Copies of this environ keep theirs.
     pub fn variables_mut(&mut self) -> &mut Variables {
-        Arc::make_mut(&mut self.variables)
+        &mut self.facts_mut().variables
     }
 
     /// Sets a variable, in the place of all of that name.
@@ -252,12 +282,12 @@ impl Environ {
     /// The second input of a FastCGI Filter: the file to be filtered (FastCGI 6.4). Its length and time are in the variables
     /// FCGI_DATA_LENGTH and FCGI_DATA_LAST_MOD.
     pub fn data(&mut self) -> Option<&mut Input> {
-        self.data.as_mut()
+        self.data.as_deref_mut()
     }
 
     /// `wsgi.errors`: the server's log.
     pub fn errors(&self) -> Errors {
-        self.errors.clone()
+        self.facts.errors.clone()
     }
 
     /// `wsgi.version`.
@@ -272,17 +302,17 @@ impl Environ {
 
     /// `wsgi.multithread`.
     pub fn multithread(&self) -> bool {
-        self.server.multithread
+        self.facts.server.multithread
     }
 
     /// `wsgi.multiprocess`.
     pub fn multiprocess(&self) -> bool {
-        self.server.multiprocess
+        self.facts.server.multiprocess
     }
 
     /// `wsgi.run_once`.
     pub fn run_once(&self) -> bool {
-        self.server.run_once
+        self.facts.server.run_once
     }
 
     /// `wsgi.file_wrapper`: a body that is a file from where it stands to its end, sent the best way that the gateway has, in blocks of
@@ -300,36 +330,27 @@ impl Environ {
 
     /// What the gateway says about itself and the connection.
     pub fn server(&self) -> &Server {
-        &self.server
+        &self.facts.server
     }
 
     /// What is asked of the application: Responder, save where a FastCGI server wants an Authorizer or a Filter.
     pub fn role(&self) -> Role {
-        self.role
+        self.facts.role
     }
 
     /// The number of the request on its connection: the FastCGI request id; 0 elsewhere.
     pub fn request_number(&self) -> u32 {
-        self.number
+        self.facts.number
     }
 
     /// The name under which the logs speak of this request: X-Request-Id where the request brought a harmless one, else a random one.
     pub fn request_id(&self) -> &str {
-        self.request().inner.id.get_or_init(|| {
-            let brought = self.get("HTTP_X_REQUEST_ID").filter(|id| {
-                (1..=128).contains(&id.len())
-                    && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.+/=:".contains(byte))
-            });
-            match brought.and_then(|id| std::str::from_utf8(id).ok()) {
-                Some(id) => id.into(),
-                None => format!("{:016x}", fastrand::u64(..)).into(),
-            }
-        })
+        self.facts.request_id()
     }
 
     /// Cancelled when nobody waits for the answer any more: the client left, a limit ended the request, the server stops.
     pub fn cancellation(&self) -> CancellationToken {
-        self.request().token()
+        self.facts.request.token()
     }
 
     /// What middleware and applications tell each other, by type.
@@ -345,17 +366,7 @@ impl Environ {
     /// The same request without its body: for sub-requests, retries and redirects.
     #[must_use]
     pub fn without_input(&self) -> Self {
-        Self {
-            variables: self.variables.clone(),
-            input: Input::empty(),
-            data: None,
-            server: self.server.clone(),
-            role: self.role,
-            number: self.number,
-            request: self.request().clone().into(),
-            errors: self.errors.clone(),
-            extensions: self.extensions.clone(),
-        }
+        Self { facts: self.facts.clone(), input: Input::empty(), data: None, extensions: self.extensions.clone() }
     }
 
     /// The same with another input.
@@ -368,28 +379,29 @@ impl Environ {
     /// The same with the file that a Filter is to filter.
     #[must_use]
     pub fn with_data(mut self, data: Input) -> Self {
-        self.data = Some(data);
+        self.data = Some(Box::new(data));
         self
     }
 
     /// The same with another log.
     #[must_use]
     pub fn with_errors(mut self, errors: Errors) -> Self {
-        self.errors = errors;
+        self.facts_mut().errors = errors;
         self
     }
 
     /// The same on that server. It is shared: one per connection will do.
     #[must_use]
     pub fn with_server(mut self, server: Arc<Server>) -> Self {
-        self.server = server;
+        self.facts_mut().server = server;
         self
     }
 
     /// The same as a request of its own: role, number on the connection, and what cancels it.
     #[must_use]
     pub fn with_request(mut self, role: Role, number: u32, cancellation: Cancellation) -> Self {
-        (self.role, self.number, self.request) = (role, number, cancellation.into());
+        let facts = self.facts_mut();
+        (facts.role, facts.number, facts.request) = (role, number, cancellation);
         self
     }
 
@@ -399,13 +411,13 @@ impl Environ {
     pub fn with_own_cancellation(mut self) -> (Self, Cancellation) {
         // The id is chosen now, so that both speak of the request by one name.
         self.request_id();
-        let cancellation = self.request().child();
-        self.request = cancellation.clone().into();
+        let cancellation = self.facts.request.child();
+        self.facts_mut().request = cancellation.clone();
         (self, cancellation)
     }
 
-    fn request(&self) -> &Cancellation {
-        self.request.get_or_init(Cancellation::default)
+    fn facts_mut(&mut self) -> &mut Facts {
+        Arc::make_mut(&mut self.facts)
     }
 
     /// The same with the variables of this process behind the request's own, which win. No gateway does this by itself: the
@@ -427,9 +439,9 @@ impl Environ {
 impl fmt::Debug for Environ {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Environ")
-            .field("variables", &self.variables)
+            .field("variables", &self.facts.variables)
             .field("input", &self.input)
-            .field("server", &self.server)
+            .field("server", &self.facts.server)
             .finish_non_exhaustive()
     }
 }
@@ -482,7 +494,7 @@ impl Variables {
 
     /// These variables, without those that can't be in an environ.
     pub fn from_pairs(mut pairs: Pairs) -> Self {
-        if pairs.iter().any(|(name, _)| cgi::is_forbidden(name)) {
+        if pairs.contains_any_ignoring_case(cgi::FORBIDDEN) {
             pairs.retain(|name, _| !cgi::is_forbidden(name));
         }
         Self { pairs, joined: OnceLock::new() }
@@ -490,9 +502,8 @@ impl Variables {
 
     /// See [`Environ::get`].
     pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
-        let mut found = self.pairs.iter().rev().filter(|(other, _)| *other == name);
-        let (_, last) = found.next()?;
-        if name.starts_with(b"HTTP_") && found.next().is_some() {
+        let last = self.pairs.last(name)?;
+        if name.starts_with(b"HTTP_") && self.pairs.count(name) > 1 {
             return self.joined().iter().find(|(other, _)| **other == *name).map(|(_, value)| &**value);
         }
         Some(last)
@@ -539,7 +550,7 @@ impl Variables {
     pub fn remove(&mut self, name: impl AsRef<[u8]>) {
         let name = name.as_ref();
         self.joined = OnceLock::new();
-        if self.pairs.iter().any(|(other, _)| other == name) {
+        if self.pairs.last(name).is_some() {
             self.pairs.retain(|other, _| other != name);
         }
     }
@@ -597,13 +608,19 @@ impl fmt::Debug for Variables {
 
 /// One request to its gateway, which pulls this when nobody waits for an answer any more. The token that applications see is made when the first
 /// asks for it: most never do.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone)]
 pub struct Cancellation {
-    inner: Arc<CancellationInner>,
+    shared: Arc<dyn Cancellable>,
 }
 
-#[derive(Debug, Default)]
-struct CancellationInner {
+/// What a gateway shares with a request's application, where a [`Cancellation`] is part of it.
+pub(crate) trait Cancellable: Send + Sync {
+    fn cancelling(&self) -> &Cancelling;
+}
+
+/// The state of a [`Cancellation`].
+#[derive(Default)]
+pub(crate) struct Cancelling {
     cancelled: AtomicBool,
     token: OnceLock<CancellationToken>,
     /// The request's id, here so that all copies of its environ share one; see [`Environ::request_id`].
@@ -612,23 +629,42 @@ struct CancellationInner {
     parent: Option<Cancellation>,
 }
 
-impl Cancellation {
-    /// Cancels. Once is enough.
-    pub fn cancel(&self) {
+impl Cancelling {
+    /// See [`Cancellation::cancel`].
+    pub(crate) fn cancel(&self) {
         // Flag first, then token; `token` reads in the other order: one of the two sees the other.
-        self.inner.cancelled.store(true, Ordering::SeqCst);
-        if let Some(token) = self.inner.token.get() {
+        self.cancelled.store(true, Ordering::SeqCst);
+        if let Some(token) = self.token.get() {
             token.cancel();
         }
+    }
+}
+
+impl Cancellable for Cancelling {
+    fn cancelling(&self) -> &Cancelling {
+        self
+    }
+}
+
+impl Cancellation {
+    /// One that is part of what a gateway shares with the application anyway.
+    pub(crate) fn of(shared: Arc<dyn Cancellable>) -> Self {
+        Self { shared }
+    }
+
+    /// Cancels. Once is enough.
+    pub fn cancel(&self) {
+        self.shared.cancelling().cancel();
     }
 
     /// The token that it cancels.
     pub fn token(&self) -> CancellationToken {
-        let token = self.inner.token.get_or_init(|| match &self.inner.parent {
+        let state = self.shared.cancelling();
+        let token = state.token.get_or_init(|| match &state.parent {
             Some(parent) => parent.token().child_token(),
             None => CancellationToken::new(),
         });
-        if self.inner.cancelled.load(Ordering::SeqCst) {
+        if state.cancelled.load(Ordering::SeqCst) {
             token.cancel();
         }
         token.clone()
@@ -637,9 +673,24 @@ impl Cancellation {
     /// One that is cancelled with this one, and may be cancelled alone.
     #[must_use]
     pub fn child(&self) -> Self {
-        let inner =
-            CancellationInner { id: self.inner.id.clone(), parent: Some(self.clone()), ..CancellationInner::default() };
-        Self { inner: Arc::new(inner) }
+        let id = self.shared.cancelling().id.clone();
+        Self::of(Arc::new(Cancelling { id, parent: Some(self.clone()), ..Cancelling::default() }))
+    }
+}
+
+impl Default for Cancellation {
+    fn default() -> Self {
+        Self::of(Arc::new(Cancelling::default()))
+    }
+}
+
+impl fmt::Debug for Cancellation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.shared.cancelling();
+        f.debug_struct("Cancellation")
+            .field("cancelled", &state.cancelled)
+            .field("id", &state.id)
+            .finish_non_exhaustive()
     }
 }
 

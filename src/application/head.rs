@@ -207,7 +207,7 @@ impl Headers {
 
     /// All values of that name, in order.
     pub fn all(&self, name: &str) -> impl Iterator<Item = &[u8]> {
-        self.fields.iter().filter(move |(field, _)| field.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| value)
+        self.fields.values_ignoring_case(name.as_bytes())
     }
 
     /// Whether there is a field of that name.

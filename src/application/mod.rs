@@ -24,6 +24,8 @@ pub use callable::{AnyApplication, Application};
 pub use class::{Class, ClassApplication, class};
 #[cfg(any(feature = "tower", feature = "upstream-cgi"))]
 pub(crate) use environ::PATH;
+#[cfg(feature = "fastcgi")]
+pub(crate) use environ::{Cancellable, Cancelling, Facts};
 pub use environ::{Cancellation, Environ, NotText, Peer, Server, VariableError, Variables};
 pub use error::Error;
 pub use errors::{Errors, Log};

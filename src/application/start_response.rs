@@ -82,7 +82,7 @@ impl StartResponse {
         S: TryInto<Status, Error: Into<HeadError>>,
     {
         // PEP 3333: a first call that failed counts as a call.
-        if std::mem::replace(&mut self.announcement.state().called, true) {
+        if self.announcement.called.swap(true, Ordering::AcqRel) {
             return Err(StartError::Again.into());
         }
         let head = self.finish_head(status, headers, false)?;
@@ -108,12 +108,8 @@ impl StartResponse {
     where
         S: TryInto<Status, Error: Into<HeadError>>,
     {
-        let head_sent = {
-            let mut state = self.announcement.state();
-            state.called = true;
-            state.head_sent
-        };
-        if head_sent {
+        self.announcement.called.store(true, Ordering::Release);
+        if self.head_sent() {
             return Err(exc_info);
         }
         let head = self.finish_head(status, headers, true)?;
@@ -287,14 +283,14 @@ impl fmt::Debug for Write {
 #[derive(Default)]
 pub(super) struct Announcement {
     state: Mutex<State>,
+    /// `start_response` was called, with or without success.
+    called: AtomicBool,
     /// Spares the driver the lock on every piece of every body that never uses `write`.
     has_written: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
-    /// `start_response` was called, with or without success.
-    called: bool,
     head: Option<Head>,
     head_sent: bool,
     written: Option<Bytes>,

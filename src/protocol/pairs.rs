@@ -11,16 +11,18 @@ use bytes::Bytes;
 ///
 /// What arrived on the wire stays in the buffer in which it arrived; what is added later goes into a second buffer.
 /// An offset at or past the end of the first counts on into the second.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Pairs {
     wire: Bytes,
     added: Vec<u8>,
     spans: Vec<Span>,
+    /// Each pair lies behind the one before it, and its value directly behind its name.
+    in_order: bool,
 }
 
 /// Where one pair lies: the name directly followed by its value, or with a gap between them.
 #[derive(Clone, Copy)]
-struct Span {
+pub(super) struct Span {
     name_start: u32,
     name_len: u32,
     value_start: u32,
@@ -30,12 +32,12 @@ struct Span {
 impl Pairs {
     /// An empty list.
     pub fn new() -> Self {
-        Self::default()
+        Self::with_capacity(0, 0)
     }
 
     /// An empty list with room for `pairs` pairs whose names and values have `bytes` bytes together.
     pub fn with_capacity(pairs: usize, bytes: usize) -> Self {
-        Self { wire: Bytes::new(), added: Vec::with_capacity(bytes), spans: Vec::with_capacity(pairs) }
+        Self { wire: Bytes::new(), added: Vec::with_capacity(bytes), spans: Vec::with_capacity(pairs), in_order: true }
     }
 
     /// An empty list over a buffer that arrived, for [`Pairs::push_span`] to point into.
@@ -45,7 +47,7 @@ impl Pairs {
     /// When `wire` is longer than 2³¹ bytes, which every limit on what arrives is far below.
     pub fn over(wire: Bytes, pairs: usize) -> Self {
         assert!(wire.len() <= 1 << 31, "a buffer of {} bytes is over every limit on params", wire.len());
-        Self { wire, added: Vec::new(), spans: Vec::with_capacity(pairs) }
+        Self { wire, added: Vec::new(), spans: Vec::with_capacity(pairs), in_order: true }
     }
 
     /// Adds a pair that is part of the buffer given to [`Pairs::over`], as (start, length) of its name and of its value.
@@ -56,6 +58,7 @@ impl Pairs {
     pub fn push_span(&mut self, name: (usize, usize), value: (usize, usize)) {
         let end = name.0.saturating_add(name.1).max(value.0.saturating_add(value.1));
         assert!(end <= self.wire.len(), "a pair ends at {end}, its buffer at {}", self.wire.len());
+        self.in_order = false;
         // The assertions here and in `over` keep every number below 2^32.
         self.spans.push(Span {
             name_start: name.0 as u32,
@@ -65,9 +68,13 @@ impl Pairs {
         });
     }
 
-    /// The buffer given to [`Pairs::over`].
-    pub(super) fn wire(&self) -> &[u8] {
-        &self.wire
+    /// The list of pairs that were found in a buffer that arrived, one behind the other.
+    ///
+    /// # Panics
+    ///
+    /// When `wire` is longer than 2³¹ bytes. A pair that lies outside panics when it is looked at.
+    pub(super) fn found(wire: Bytes, spans: Vec<Span>) -> Self {
+        Self { spans, ..Self::over(wire, 0) }
     }
 
     /// Adds a pair at the end, copying both.
@@ -101,22 +108,49 @@ impl Pairs {
 
     /// The pairs in order, from either end.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&[u8], &[u8])> + ExactSizeIterator + Clone {
-        self.spans
-            .iter()
-            .map(|span| (self.bytes(span.name_start, span.name_len), self.bytes(span.value_start, span.value_len)))
+        self.spans.iter().map(|span| self.pair(span))
+    }
+
+    /// The value of the last pair of that name.
+    pub fn last(&self, name: &[u8]) -> Option<&[u8]> {
+        let last = self.spans.iter().rev().find(|span| self.is_named(span, name))?;
+        Some(self.bytes(last.value_start, last.value_len))
+    }
+
+    /// The values of that name in order, whatever the case of the name's ASCII letters.
+    pub fn values_ignoring_case<'a>(&'a self, name: &[u8]) -> impl DoubleEndedIterator<Item = &'a [u8]> + Clone {
+        let of_that_length = self.spans.iter().filter(move |span| span.name_len as usize == name.len());
+        // The usual spelling is recognised much faster than any.
+        let is_named = move |other: &[u8]| other == name || other.eq_ignore_ascii_case(name);
+        let named = of_that_length.map(|span| self.pair(span)).filter(move |(other, _)| is_named(other));
+        named.map(|(_, value)| value)
+    }
+
+    /// How many pairs have that name.
+    pub fn count(&self, name: &[u8]) -> usize {
+        self.spans.iter().filter(|span| self.is_named(span, name)).count()
+    }
+
+    /// Whether a pair has one of these names, whatever the case of its ASCII letters.
+    #[inline]
+    pub fn contains_any_ignoring_case<const COUNT: usize>(&self, names: [&[u8]; COUNT]) -> bool {
+        let is_one = |span: &Span| names.iter().any(|name| name.len() == span.name_len as usize);
+        let is_named = |other: &[u8]| names.iter().any(|name| name.eq_ignore_ascii_case(other));
+        self.spans.iter().any(|span| is_one(span) && is_named(self.bytes(span.name_start, span.name_len)))
     }
 
     /// Whether any name or value holds this byte.
     pub fn contains_byte(&self, byte: u8) -> bool {
-        self.spans.iter().any(|span| {
-            // Mostly a value follows its name, so that one look is enough for both.
-            let (value_start, value_len) = match span.name_start + span.name_len == span.value_start {
-                true => (span.name_start, span.name_len + span.value_len),
-                false => (span.value_start, span.value_len),
-            };
-            memchr::memchr(byte, self.bytes(value_start, value_len)).is_some()
-                || (value_start != span.name_start
-                    && memchr::memchr(byte, self.bytes(span.name_start, span.name_len)).is_some())
+        if !self.in_order {
+            return self.iter().any(|(name, value)| name.contains(&byte) || value.contains(&byte));
+        }
+        // One search over each buffer is much faster than one in each name and value. What it finds between pairs, in their lengths
+        // for example, does not count.
+        let within_wire = memchr::memchr_iter(byte, &self.wire);
+        let within_added = memchr::memchr_iter(byte, &self.added).map(|at| self.wire.len() + at);
+        within_wire.chain(within_added).any(|at| {
+            let pair = self.spans.partition_point(|span| (span.value_start + span.value_len) as usize <= at);
+            self.spans.get(pair).is_some_and(|span| span.name_start as usize <= at)
         })
     }
 
@@ -124,7 +158,8 @@ impl Pairs {
     pub fn retain(&mut self, mut keep: impl FnMut(&[u8], &[u8]) -> bool) {
         let mut spans = std::mem::take(&mut self.spans);
         spans.retain(|span| {
-            keep(self.bytes(span.name_start, span.name_len), self.bytes(span.value_start, span.value_len))
+            let (name, value) = self.pair(span);
+            keep(name, value)
         });
         self.spans = spans;
     }
@@ -136,6 +171,17 @@ impl Pairs {
         self.spans.clear();
     }
 
+    /// Nearly all other names are told apart by their length alone, so that this costs less than to look at the pair.
+    #[inline]
+    fn is_named(&self, span: &Span, name: &[u8]) -> bool {
+        span.name_len as usize == name.len() && self.bytes(span.name_start, span.name_len) == name
+    }
+
+    #[inline]
+    fn pair(&self, span: &Span) -> (&[u8], &[u8]) {
+        (self.bytes(span.name_start, span.name_len), self.bytes(span.value_start, span.value_len))
+    }
+
     #[inline]
     fn bytes(&self, start: u32, len: u32) -> &[u8] {
         let (start, len) = (start as usize, len as usize);
@@ -144,6 +190,25 @@ impl Pairs {
             Some(start) => &self.added[start..start + len],
             None => &self.wire[start..start + len],
         }
+    }
+}
+
+impl Span {
+    /// A pair of which nothing lies between name and value, in a buffer of at most 2³¹ bytes.
+    #[inline]
+    pub(super) fn side_by_side(name: usize, value: usize, end: usize) -> Self {
+        Self {
+            name_start: name as u32,
+            name_len: (value - name) as u32,
+            value_start: value as u32,
+            value_len: (end - value) as u32,
+        }
+    }
+}
+
+impl Default for Pairs {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -207,6 +272,41 @@ mod tests {
         pairs.push("", "x");
         assert!(pairs.contains_byte(b'N') && pairs.contains_byte(b'v') && pairs.contains_byte(b'x'));
         assert!(!pairs.contains_byte(b'-') && !pairs.contains_byte(0));
+    }
+
+    #[test]
+    fn a_byte_between_pairs_hides_none_within_them_in_whatever_order_they_stand() {
+        for order in [[0, 3, 6], [6, 3, 0], [3, 6, 0]] {
+            for holder in [0, 3, 6] {
+                let mut wire = *b"Nv-Nv-Nv-";
+                wire[holder + 1] = b'-';
+                let mut pairs = Pairs::over(Bytes::copy_from_slice(&wire), 3);
+                order.into_iter().for_each(|start| pairs.push_span((start, 1), (start + 1, 1)));
+                let spans = [0, 3, 6].map(|start| Span::side_by_side(start, start + 1, start + 2));
+                let mut found = Pairs::found(Bytes::copy_from_slice(&wire), spans.into());
+                assert!(found.contains_byte(b'-'), "{holder}");
+                found.retain(|_, value| value != b"-");
+                found.push("", "");
+                assert!(!found.contains_byte(b'-'), "{holder}");
+                found.push("x", "-");
+                assert!(found.contains_byte(b'-') && found.contains_byte(b'x'), "{holder}");
+                assert!(pairs.contains_byte(b'-'), "{order:?}, {holder}");
+                pairs.retain(|_, value| value != b"-");
+                assert!(!pairs.contains_byte(b'-'), "{order:?}, {holder}");
+            }
+        }
+    }
+
+    #[test]
+    fn pairs_are_found_by_their_name() {
+        let pairs: Pairs = [("A", "1"), ("AB", "2"), ("A", "3"), ("", "4")].into_iter().collect();
+        assert_eq!((pairs.last(b"A"), pairs.count(b"A")), (Some(&b"3"[..]), 2));
+        assert_eq!((pairs.last(b""), pairs.count(b"")), (Some(&b"4"[..]), 1));
+        for missing in [&b"B"[..], b"a", b"ABC"] {
+            assert_eq!((pairs.last(missing), pairs.count(missing)), (None, 0));
+        }
+        assert_eq!(pairs.values_ignoring_case(b"a").collect::<Vec<_>>(), [b"1", b"3"]);
+        assert!(pairs.contains_any_ignoring_case([b"x", b"aB"]) && !pairs.contains_any_ignoring_case([b"b", b"AC"]));
     }
 
     #[test]

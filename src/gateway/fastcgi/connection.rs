@@ -18,9 +18,11 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::exchange::{self, Exchange, StreamSource};
 use super::unread::Unread;
-use super::{Gateway, Place, is_gone, next_connection};
+use super::{Gateway, is_gone, next_connection};
 use crate::application::driver::{self, Answer, Response, ResponseBody};
-use crate::application::{Application, Cancellation, Environ, Error, Errors, Frame, Input, Peer, Server, Variables};
+use crate::application::{
+    Application, Cancellation, Environ, Error, Errors, Facts, Frame, Input, Peer, Server, Variables,
+};
 use crate::gateway::listener::{Closed, Transport};
 use crate::protocol::Pairs;
 use crate::protocol::cgi::{encode_head, encode_head_status_last};
@@ -86,6 +88,8 @@ pub(super) struct Connection<S, A> {
     read_room: usize,
     waiting: Waiting,
     timer: Option<Pin<Box<Sleep>>>,
+    /// When the timer wakes whom.
+    armed: Option<(Instant, Waker)>,
     stop: CancellationToken,
     stopped: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Who is woken by `stopped`.
@@ -111,7 +115,6 @@ struct Request {
     id: RequestId,
     state: State,
     exchange: Arc<Exchange>,
-    cancellation: Cancellation,
     /// The stream that comes last, and whether it has ended.
     last_stream: RecordType,
     is_complete: bool,
@@ -119,8 +122,8 @@ struct Request {
     is_full: bool,
     /// With what it ends.
     protocol_status: ProtocolStatus,
-    /// Of those that are counted; one that is refused has none.
-    _place: Option<Place>,
+    /// Whether it has a place among those that may run at once; one that is refused has none.
+    has_place: bool,
 }
 
 enum State {
@@ -165,6 +168,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
             read_room: READ_BUFFER.0,
             waiting: Waiting::FirstByte(Instant::now()),
             timer: None,
+            armed: None,
             stopped: Box::pin(stop.clone().cancelled_owned()),
             stop,
             told_to_wake: None,
@@ -199,13 +203,19 @@ impl<S: Transport, A: Application> Connection<S, A> {
         // Whatever woke this future, a request may be meant.
         self.runnable = true;
         loop {
-            let mut progress = match self.phase {
-                Phase::Open => self.take_events()?,
+            let mut progress = false;
+            let is_at_rest = self.is_at_rest();
+            match self.phase {
+                // Mostly it is input that wakes a connection: there is nothing to look at before it is read.
+                Phase::Open if is_at_rest => {}
+                Phase::Open => {
+                    progress |= self.take_events()?;
+                    progress |= self.poll_requests(cx);
+                    progress |= self.poll_write(cx)?;
+                }
                 Phase::Lingering { .. } => return self.poll_linger(cx),
                 Phase::Abandoned => return Poll::Ready(Ok(())),
-            };
-            progress |= self.poll_requests(cx);
-            progress |= self.poll_write(cx)?;
+            }
             if self.is_finished() {
                 match !self.input_ended && (self.unread.is_expected() || !self.end.receive_buffer().is_empty()) {
                     true => {
@@ -288,29 +298,33 @@ impl<S: Transport, A: Application> Connection<S, A> {
     }
 
     fn begin(&mut self, id: RequestId, role: Role, params: Pairs) {
-        let mut environ = Environ::new(Variables::from_pairs(params)).with_server(self.server.clone());
+        let exchange = Arc::new(Exchange::default());
+        let mut environ = Environ::from(Facts {
+            variables: Variables::from_pairs(params),
+            server: self.server.clone(),
+            role,
+            number: id.0.into(),
+            request: Cancellation::of(exchange.clone()),
+            errors: Errors::new(exchange.clone()),
+        });
         let lengths = match self.check(&mut environ, role) {
             Ok(lengths) => lengths,
             Err((code, reason)) => {
                 return self.refuse(id, role, &environ, code, ProtocolStatus::RequestComplete, &reason);
             }
         };
-        let Some(place) = self.gateway.place() else {
+        if !self.gateway.take_place() {
             let reason = format!("{} requests run already", self.gateway.config.max_requests);
             return self.refuse(id, role, &environ, 503, ProtocolStatus::Overloaded, &reason);
-        };
+        }
         let config = &self.gateway.config;
-        let exchange = Arc::new(Exchange::default());
-        let cancellation = Cancellation::default();
         let stream = |stream, length| {
             let source = StreamSource { exchange: exchange.clone(), stream, window: config.input_window };
             Input::from_source(source, length)
         };
-        environ = environ
-            .with_request(role, u32::from(id.0), cancellation.clone())
-            .with_errors(Errors::new(exchange.clone()));
-        if lengths.stdin != Some(0) {
-            environ = environ.with_input(stream(exchange::Stream::Stdin, lengths.stdin));
+        let is_without_body = lengths.stdin == Some(0) || (lengths.stdin.is_none() && self.end.is_without_stdin(id));
+        if !is_without_body {
+            *environ.input() = stream(exchange::Stream::Stdin, lengths.stdin);
         }
         if role == Role::Filter {
             environ = environ.with_data(stream(exchange::Stream::Data, lengths.data));
@@ -320,12 +334,11 @@ impl<S: Transport, A: Application> Connection<S, A> {
             id,
             state: State::Calling(answer),
             exchange,
-            cancellation,
             last_stream: last_stream(role),
             is_complete: false,
             is_full: false,
             protocol_status: ProtocolStatus::RequestComplete,
-            _place: Some(place),
+            has_place: true,
         });
     }
 
@@ -337,8 +350,9 @@ impl<S: Transport, A: Application> Connection<S, A> {
         }
         let stdin = environ.meta().content_length().map_err(|error| (400, error.to_string()))?;
         // Where FCGI_DATA_LENGTH is missing, the stream's own end is the file's.
-        let data = match environ.get("FCGI_DATA_LENGTH").filter(|len| role == Role::Filter && !len.is_empty()) {
-            None => None,
+        let data_length = if role == Role::Filter { environ.get("FCGI_DATA_LENGTH") } else { None };
+        let data = match data_length {
+            None | Some([]) => None,
             Some(len) => match std::str::from_utf8(len).ok().and_then(|len| len.parse().ok()) {
                 Some(len) => Some(len),
                 None => {
@@ -404,12 +418,11 @@ impl<S: Transport, A: Application> Connection<S, A> {
             id,
             state: State::Calling(Answer::of(page)),
             exchange,
-            cancellation: Cancellation::default(),
             last_stream: last_stream(role),
             is_complete: false,
             is_full: false,
             protocol_status,
-            _place: None,
+            has_place: false,
         });
     }
 
@@ -438,7 +451,9 @@ impl<S: Transport, A: Application> Connection<S, A> {
             progress |= self.poll_request(index, cx);
             match self.requests[index].state {
                 State::Over => {
-                    self.requests.swap_remove(index);
+                    if self.requests.swap_remove(index).has_place {
+                        self.gateway.give_place_back();
+                    }
                 }
                 _ => index += 1,
             }
@@ -449,7 +464,6 @@ impl<S: Transport, A: Application> Connection<S, A> {
     fn poll_request(&mut self, index: usize, cx: &mut Context<'_>) -> bool {
         let window = self.gateway.config.output_window;
         let mut progress = false;
-        self.visit(index, cx, false);
         loop {
             if self.end.output().len() >= window && !self.requests[index].state.is_given_up() {
                 self.held_up = true;
@@ -516,6 +530,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
                 State::Over => break,
             }
         }
+        // Only now: one that is over by now needs nobody to be woken for it.
         if !matches!(self.requests[index].state, State::Over) {
             self.visit(index, cx, false);
         }
@@ -558,7 +573,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
         if let State::Sending(body) = &request.state {
             body.log_cut(error);
         }
-        request.cancellation.cancel();
+        request.exchange.cancel();
         request.state = match std::mem::replace(&mut request.state, State::Over) {
             State::Sending(body) | State::Closing(body, _) => State::Closing(body, until),
             State::Calling(_) | State::Over => State::Over,
@@ -575,7 +590,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
     fn give_up(&mut self, index: usize) {
         let until = Instant::now() + self.gateway.config.close_timeout;
         let request = &mut self.requests[index];
-        request.cancellation.cancel();
+        request.exchange.cancel();
         request.exchange.abort();
         request.state = match std::mem::replace(&mut request.state, State::Over) {
             State::Sending(body) | State::Closing(body, _) => State::Closing(body, until),
@@ -695,7 +710,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
             return Poll::Ready(());
         }
         let deadline = self.requests.iter().filter_map(Request::closing_until).min();
-        self.arm(deadline, cx)
+        self.arm(deadline, Instant::now(), cx)
     }
 
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
@@ -714,7 +729,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
                 Poll::Ready(_) => return Poll::Ready(Ok(())),
                 Poll::Pending => {
                     self.phase = Phase::Lingering { shut: true, len, until };
-                    return self.arm(Some(until), cx).map(Ok);
+                    return self.arm(Some(until), Instant::now(), cx).map(Ok);
                 }
             }
         }
@@ -798,7 +813,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
             }
             deadline = earlier(deadline, Some(now + CLOSED_CHECK_INTERVAL));
         }
-        Ok(match self.arm(deadline, cx) {
+        Ok(match self.arm(deadline, now, cx) {
             Poll::Ready(()) => {
                 self.runnable = true;
                 Limits::Look
@@ -852,15 +867,27 @@ impl<S: Transport, A: Application> Connection<S, A> {
         }
     }
 
-    /// Ready when the deadline is over. The timer is set anew only for an earlier one: a later one is looked at when it fires.
-    fn arm(&mut self, deadline: Option<Instant>, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready when the deadline is over. The timer is set anew only for an earlier one: a later one is looked at when it fires. So
+    /// a connection that is kept busy does not touch it.
+    fn arm(&mut self, deadline: Option<Instant>, now: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let Some(deadline) = deadline else { return Poll::Pending };
+        if let Some((at, waker)) = &self.armed
+            && now < *at
+            && *at <= deadline
+            && waker.will_wake(cx.waker())
+        {
+            return Poll::Pending;
+        }
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         if timer.deadline() > deadline {
             timer.as_mut().reset(deadline);
         }
+        self.armed = None;
         loop {
-            ready!(timer.as_mut().poll(cx));
+            if timer.as_mut().poll(cx).is_pending() {
+                self.armed = Some((timer.deadline(), cx.waker().clone()));
+                return Poll::Pending;
+            }
             if Instant::now() >= deadline {
                 return Poll::Ready(());
             }
@@ -898,8 +925,11 @@ impl<S: Transport, A: Application> Connection<S, A> {
 impl<S, A> Drop for Connection<S, A> {
     fn drop(&mut self) {
         for request in &self.requests {
-            request.cancellation.cancel();
+            request.exchange.cancel();
             request.exchange.abort();
+            if request.has_place {
+                self.gateway.give_place_back();
+            }
         }
     }
 }

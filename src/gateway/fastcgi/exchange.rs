@@ -1,4 +1,4 @@
-//! What passes between a connection and the application of one of its requests: the body in, error messages out.
+//! What passes between a connection and the application of one of its requests: the body and a cancellation in, error messages out.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 
-use crate::application::{InputError, Log, Source};
+use crate::application::{Cancellable, Cancelling, InputError, Log, Source};
 use crate::protocol::fastcgi::RecordType;
 
 /// How many bytes of error messages wait for the connection. What an application writes beyond is dropped and counted.
@@ -19,6 +19,7 @@ const MAX_ERRORS: usize = 64 * 1024;
 #[derive(Default)]
 pub(super) struct Exchange {
     state: Mutex<State>,
+    cancelling: Cancelling,
 }
 
 #[derive(Default)]
@@ -70,7 +71,8 @@ impl Exchange {
     /// One whose input nobody will read.
     pub(super) fn without_reader() -> Self {
         let closed = || Pipe { closed: true, ..Pipe::default() };
-        Self { state: Mutex::new(State { stdin: closed(), data: closed(), ..State::default() }) }
+        let state = State { stdin: closed(), data: closed(), ..State::default() };
+        Self { state: Mutex::new(state), cancelling: Cancelling::default() }
     }
 
     /// Takes note of the connection's task, and gives back what was written to Errors if it is asked for.
@@ -134,6 +136,11 @@ impl Exchange {
         }
     }
 
+    /// Nobody waits for the answer any more.
+    pub(super) fn cancel(&self) {
+        self.cancelling.cancel();
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // Whole either way: nothing between two lines of this file can panic with it half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -152,6 +159,12 @@ impl State {
 fn wake(waker: Option<Waker>) {
     if let Some(waker) = waker {
         waker.wake();
+    }
+}
+
+impl Cancellable for Exchange {
+    fn cancelling(&self) -> &Cancelling {
+        &self.cancelling
     }
 }
 

@@ -257,22 +257,13 @@ pub struct Gateway<A> {
     application: Arc<A>,
     config: Config,
     /// Requests at this moment, on all connections.
-    requests: Arc<AtomicUsize>,
-}
-
-/// A request's place among [`Config::max_requests`], given back when it is dropped.
-struct Place(Arc<AtomicUsize>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+    requests: AtomicUsize,
 }
 
 impl<A: Application> Gateway<A> {
     /// That application under these settings.
     pub fn new(application: A, config: Config) -> Self {
-        Self { application: Arc::new(application), config, requests: Arc::default() }
+        Self { application: Arc::new(application), config, requests: AtomicUsize::new(0) }
     }
 }
 
@@ -304,11 +295,17 @@ impl<A> Gateway<A> {
         }
     }
 
-    /// A place for a request, unless there are as many as there may be.
-    fn place(&self) -> Option<Place> {
-        let before = self.requests.fetch_add(1, Ordering::Relaxed);
-        let place = Place(self.requests.clone());
-        (before < self.config.max_requests).then_some(place)
+    /// Takes a place among [`Config::max_requests`] for a request, unless all are taken.
+    fn take_place(&self) -> bool {
+        let is_free = self.requests.fetch_add(1, Ordering::Relaxed) < self.config.max_requests;
+        if !is_free {
+            self.give_place_back();
+        }
+        is_free
+    }
+
+    fn give_place_back(&self) {
+        self.requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -296,14 +296,11 @@ pub fn variable_name(field_name: &[u8], out: &mut Vec<u8>) -> bool {
 /// Names that differ only in case are one variable (RFC 3875 4.1), and `http_proxy` is read by as many libraries.
 #[inline]
 pub fn is_forbidden(name: &[u8]) -> bool {
-    // This is asked for each variable of each request, and for nearly all of them the length is the answer.
-    match name.len() {
-        10 => name.eq_ignore_ascii_case(b"HTTP_PROXY"),
-        17 => name.eq_ignore_ascii_case(b"HTTP_CONTENT_TYPE"),
-        19 => name.eq_ignore_ascii_case(b"HTTP_CONTENT_LENGTH"),
-        _ => false,
-    }
+    FORBIDDEN.iter().any(|forbidden| name.eq_ignore_ascii_case(forbidden))
 }
+
+/// See [`is_forbidden`].
+pub(crate) const FORBIDDEN: [&[u8]; 3] = [b"HTTP_PROXY", b"HTTP_CONTENT_TYPE", b"HTTP_CONTENT_LENGTH"];
 
 /// What stands between the values of a header field that was sent more than once, given the field's name or that of its
 /// variable: `; ` for cookies (RFC 6265 5.4), `, ` for all others (RFC 9110 5.3).

@@ -16,6 +16,8 @@ mod response_head;
 mod status;
 
 pub use excerpt::Excerpt;
+#[cfg(feature = "application")]
+pub(crate) use meta_variables::FORBIDDEN;
 pub use meta_variables::{
     MetaVariableError, MetaVariables, ServerProtocol, Version, is_environment_name, is_environment_value, is_forbidden,
     names, separator, variable_name,
@@ -59,7 +61,8 @@ fn is_token_byte(byte: u8) -> bool {
 
 /// Whether all of it is a token, which has at least one byte.
 fn is_token(bytes: &[u8]) -> bool {
-    !bytes.is_empty() && bytes.iter().all(|byte| is_token_byte(*byte))
+    // Nearly always all of it is, so that to look at all is faster than to stop early.
+    !bytes.is_empty() && bytes.iter().fold(true, |all, byte| all & is_token_byte(*byte))
 }
 
 /// The number in ASCII digits and nothing else: no sign, no blank, no list. `None` too when it does not fit.

@@ -446,18 +446,27 @@ fn encode_fields<'a>(
 ///
 /// Says which of these it breaks.
 pub fn check_field(name: &[u8], value: &[u8]) -> Result<(), FieldError> {
+    let is_reserved = [&b"Status"[..], b"Transfer-Encoding"].iter().any(|known| name.eq_ignore_ascii_case(known));
+    // All of a value is looked at, which is faster than to stop early: nearly always there is nothing to stop at.
+    let is_text = value.iter().fold(true, |all, byte| all & !matches!(byte, b'\r' | b'\n' | 0));
+    match is_token(name) && is_text && !is_reserved {
+        true => Ok(()),
+        false => Err(why_no_field(name, value)),
+    }
+}
+
+/// Why [`check_field`] refuses a field.
+#[cold]
+fn why_no_field(name: &[u8], value: &[u8]) -> FieldError {
+    let excerpt = Excerpt::new(name);
     if !is_token(name) {
-        return Err(FieldError::InvalidName { name: Excerpt::new(name) });
+        return FieldError::InvalidName { name: excerpt };
     }
-    if let Some(at) = memchr3(b'\r', b'\n', 0, value) {
-        let (name, byte) = (Excerpt::new(name), Excerpt::new(&value[at..=at]));
-        return Err(FieldError::ForbiddenByte { name, byte, value: Excerpt::new(value) });
-    }
-    match KnownField::of(name) {
-        Some(KnownField::Status | KnownField::TransferEncoding) => {
-            Err(FieldError::Reserved { name: Excerpt::new(name) })
+    match memchr3(b'\r', b'\n', 0, value) {
+        Some(at) => {
+            FieldError::ForbiddenByte { name: excerpt, byte: Excerpt::new(&value[at..=at]), value: Excerpt::new(value) }
         }
-        _ => Ok(()),
+        None => FieldError::Reserved { name: excerpt },
     }
 }
 

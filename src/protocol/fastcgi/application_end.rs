@@ -596,6 +596,12 @@ impl ApplicationEnd {
         self.requests.len()
     }
 
+    /// Whether the request that was given out is known to have no STDIN: its end is what comes next, and is here.
+    pub fn is_without_stdin(&self, id: RequestId) -> bool {
+        let next = self.input.next_header();
+        next.is_some_and(|next| next.request_id == id && next.record_type == RecordType::Stdin && next.content_len == 0)
+    }
+
     /// Whether further requests are taken: until [`ApplicationEnd::forget_request`].
     pub fn accepts_requests(&self) -> bool {
         self.accepts_requests

@@ -47,6 +47,12 @@ impl Input {
         Ok(Some(header))
     }
 
+    /// The header after the record that was taken or skipped, where it is here.
+    pub(super) fn next_header(&self) -> Option<Header> {
+        let after = self.buffer.get(self.skip as usize..).filter(|_| self.current.is_none())?;
+        Header::decode(after).ok().flatten()
+    }
+
     /// How much of the current record's content has not been taken, here or not.
     pub(super) fn content_left(&self) -> u16 {
         self.content_left

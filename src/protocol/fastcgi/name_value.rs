@@ -8,29 +8,26 @@ use nom::number::complete::{be_u8, be_u32};
 use nom::{IResult, Parser};
 
 use super::record::MAX_PADDED_CONTENT_LEN;
-use crate::protocol::Pairs;
+use crate::protocol::pairs::{self, Pairs};
 
 /// Decodes a complete buffer of pairs, without copying any. More than `max_pairs` is an error.
 ///
-/// All pairs are looked at before memory for the list is asked for, so it is asked for once and by what is really there.
+/// Memory for the list is asked for by the buffer's length, so that mostly it is asked for once.
 pub fn decode(buffer: Bytes, max_pairs: usize) -> Result<Pairs, NameValueError> {
-    let mut count = 0;
-    for pair in NameValues::new(&buffer) {
-        pair?;
-        count += 1;
-        if count > max_pairs {
+    let mut spans = Vec::with_capacity((buffer.len() / USUAL_PAIR_LEN + 1).min(max_pairs));
+    let mut pairs = NameValues::new(&buffer);
+    while let Some(span) = pairs.next_span() {
+        let Span { name, value, end } = span?;
+        if spans.len() == max_pairs {
             return Err(NameValueError::TooManyPairs { limit: max_pairs });
         }
+        spans.push(pairs::Span::side_by_side(name, value, end));
     }
-    let mut pairs = Pairs::over(buffer, count);
-    let mut offset = 0;
-    // The list owns the buffer by now. A second handle to it would cost an allocation, so it is looked at through the list.
-    while let Some(Ok(span)) = (NameValues { buffer: pairs.wire(), offset }).next_span() {
-        offset = span.end;
-        pairs.push_span((span.name, span.value - span.name), (span.value, span.end - span.value));
-    }
-    Ok(pairs)
+    Ok(Pairs::found(buffer, spans))
 }
+
+/// How many bytes a variable of a web server has at least in the middle: its two lengths, its name and its value. nginx comes to some 32.
+const USUAL_PAIR_LEN: usize = 24;
 
 /// Walks over the pairs of a complete buffer. After an error there is nothing more.
 #[derive(Debug, Clone)]
@@ -47,27 +44,37 @@ impl<'a> NameValues<'a> {
 
     #[inline]
     fn next_span(&mut self) -> Option<Result<Span, NameValueError>> {
-        let offset = self.offset;
-        let input = &self.buffer[offset..];
-        if input.is_empty() {
-            return None;
-        }
-        let Ok((rest, (name_len, value_len))) = lengths(input) else {
-            self.offset = self.buffer.len();
-            return Some(Err(NameValueError::CutLengths { offset, left: input.len() }));
+        let span = match &self.buffer[self.offset..] {
+            [] => return None,
+            // Nearly all lengths are of one byte.
+            [name_len @ ..0x80, value_len @ ..0x80, rest @ ..]
+                if usize::from(*name_len) + usize::from(*value_len) <= rest.len() =>
+            {
+                let name = self.offset + 2;
+                let value = name + usize::from(*name_len);
+                Ok(Span { name, value, end: value + usize::from(*value_len) })
+            }
+            _ => any_span(self.buffer, self.offset),
         };
-        // Two lengths of 31 bits overflow 32, so the sum is made in 64.
-        let needed = u64::from(name_len) + u64::from(value_len);
-        if needed > rest.len() as u64 {
-            self.offset = self.buffer.len();
-            return Some(Err(NameValueError::CutPair { offset, needed, left: rest.len() }));
-        }
-        let name = self.buffer.len() - rest.len();
-        let value = name + name_len as usize;
-        let end = value + value_len as usize;
-        self.offset = end;
-        Some(Ok(Span { name, value, end }))
+        self.offset = span.as_ref().map_or(self.buffer.len(), |span| span.end);
+        Some(span)
     }
+}
+
+/// The pair at `offset`, whatever its lengths.
+fn any_span(buffer: &[u8], offset: usize) -> Result<Span, NameValueError> {
+    let input = &buffer[offset..];
+    let Ok((rest, (name_len, value_len))) = lengths(input) else {
+        return Err(NameValueError::CutLengths { offset, left: input.len() });
+    };
+    // Two lengths of 31 bits overflow 32, so the sum is made in 64.
+    let needed = u64::from(name_len) + u64::from(value_len);
+    if needed > rest.len() as u64 {
+        return Err(NameValueError::CutPair { offset, needed, left: rest.len() });
+    }
+    let name = buffer.len() - rest.len();
+    let value = name + name_len as usize;
+    Ok(Span { name, value, end: value + value_len as usize })
 }
 
 impl<'a> Iterator for NameValues<'a> {
@@ -88,7 +95,6 @@ struct Span {
 }
 
 /// The lengths of a name and of its value.
-#[inline]
 fn lengths(input: &[u8]) -> IResult<&[u8], (u32, u32), ()> {
     (length, length).parse(input)
 }

@@ -54,11 +54,7 @@ impl Output {
     pub(super) fn put_record(&mut self, record_type: RecordType, request_id: RequestId, content: &[u8]) {
         debug_assert!(content.len() <= MAX_PADDED_CONTENT_LEN);
         let header = Header::padded(record_type, request_id, content.len() as u16);
-        let padding = usize::from(header.padding_len);
-        self.make_room(header.encode().len() + content.len() + padding);
-        self.copy(&header.encode());
-        self.copy(content);
-        self.copy(&PADDING[..padding]);
+        self.copy([&header.encode(), content, &PADDING[..usize::from(header.padding_len)]]);
     }
 
     /// Queues a part of a stream, as many records as it needs. An empty part is no record: that would end the stream.
@@ -67,9 +63,9 @@ impl Output {
             let payload = data.split_to(data.len().min(MAX_PADDED_CONTENT_LEN));
             // The line above keeps it within sixteen bits.
             let header = Header::padded(record_type, request_id, payload.len() as u16);
-            self.copy(&header.encode());
+            self.copy([&header.encode()]);
             self.share(payload);
-            self.copy(&PADDING[..usize::from(header.padding_len)]);
+            self.copy([&PADDING[..usize::from(header.padding_len)]]);
         }
         self.put_stream_slice(record_type, request_id, &data);
     }
@@ -81,10 +77,11 @@ impl Output {
         }
     }
 
-    fn copy(&mut self, bytes: &[u8]) {
-        self.make_room(bytes.len());
-        self.small.extend_from_slice(bytes);
-        self.after_large += bytes.len();
+    fn copy<const COUNT: usize>(&mut self, parts: [&[u8]; COUNT]) {
+        let len = parts.iter().map(|part| part.len()).sum();
+        self.make_room(len);
+        parts.iter().for_each(|part| self.small.extend_from_slice(part));
+        self.after_large += len;
     }
 
     fn share(&mut self, payload: Bytes) {
@@ -94,7 +91,10 @@ impl Output {
 
     /// Moves what is not yet written to the front rather than growing, when that is less than was written.
     fn make_room(&mut self, additional: usize) {
-        if self.small.capacity() - self.small.len() < additional && self.small_start >= self.small.len() / 2 {
+        if self.small.capacity() - self.small.len() >= additional {
+            return;
+        }
+        if self.small_start >= self.small.len() / 2 {
             self.small.drain(..self.small_start);
             self.small_start = 0;
         }

@@ -12,21 +12,21 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
-use futures_core::Stream;
+use bytes::BytesMut;
 use rustix::io::ioctl_fionread;
-use tokio::io::AsyncWrite;
 use tokio::net::unix::pipe;
 use tokio::runtime::Handle;
 use tokio::task::coop;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use super::clock::Clock;
 use super::config::Config;
 use super::failure::{End, Failure};
 use super::nph::HeadReader;
 use super::process::{Ending, Process};
+use super::pump::{Moved, Pump};
 use super::queue::Place;
 use super::stderr::Stderr;
 use crate::application::{Environ, Error, Frame, Frames, Input, InputError};
@@ -127,7 +127,7 @@ impl Exchange {
     /// Begins with a process that was just started. `input` goes to its standard input, if that is a pipe.
     pub(super) fn new(request: Request, mut process: Process, input: Input, place: Place) -> Self {
         let now = Instant::now();
-        let stdin = Pump { input, chunk: Bytes::new(), stdin: process.stdin.take(), waits_for_client: false };
+        let stdin = Pump::new(input, process.stdin.take());
         let running = Running {
             stdin,
             stdout: process.stdout.take(),
@@ -223,7 +223,7 @@ impl Frames for Exchange {
                     }
                     (_, running) => {
                         running.into_iter().for_each(|running| running.end());
-                        Error::from(InputError::Aborted)
+                        Error::new("the request was given up")
                     }
                 };
                 Poll::Ready(Some(Err(error)))
@@ -542,93 +542,6 @@ enum Now {
     Read,
     /// The output is over, although somebody holds it open.
     End,
-}
-
-/// The request's body on its way into the script.
-struct Pump {
-    input: Input,
-    chunk: Bytes,
-    stdin: Option<pipe::Sender>,
-    /// The script could take more, and the client sends nothing.
-    waits_for_client: bool,
-}
-
-enum Moved {
-    Nothing,
-    Bytes,
-}
-
-impl Pump {
-    /// Moves what can be moved.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Result<Moved, InputError> {
-        let mut moved = Moved::Nothing;
-        while let Some(stdin) = &mut self.stdin {
-            if self.chunk.is_empty() {
-                let next = Pin::new(&mut self.input).poll_next(cx);
-                if std::mem::replace(&mut self.waits_for_client, next.is_pending()) {
-                    // Up to now the script was not waited for.
-                    moved = Moved::Bytes;
-                }
-                match next {
-                    Poll::Pending => break,
-                    Poll::Ready(Some(Ok(chunk))) => self.chunk = chunk,
-                    Poll::Ready(None) => self.close(),
-                    Poll::Ready(Some(Err(error))) => {
-                        self.close();
-                        return Err(error);
-                    }
-                }
-                continue;
-            }
-            match Pin::new(stdin).poll_write(cx, &self.chunk) {
-                Poll::Pending => break,
-                Poll::Ready(Ok(len)) => {
-                    self.chunk.advance(len);
-                    moved = Moved::Bytes;
-                }
-                // EPIPE: the script reads no more of it, which is its own business. The gateway discards the rest.
-                Poll::Ready(Err(_)) => self.close(),
-            }
-        }
-        Ok(moved)
-    }
-
-    fn is_open(&self) -> bool {
-        self.stdin.is_some()
-    }
-
-    /// The end of the script's input.
-    fn close(&mut self) {
-        self.stdin = None;
-        self.chunk = Bytes::new();
-        self.input = Input::empty();
-        self.waits_for_client = false;
-    }
-}
-
-/// One timer for all limits of a request. It is set anew only when it goes off too early or would go off too late.
-#[derive(Default)]
-struct Clock {
-    sleep: Option<Pin<Box<Sleep>>>,
-}
-
-impl Clock {
-    /// Ready at that time, or soon after a time that it was set to before.
-    fn poll(&mut self, cx: &mut Context<'_>, until: Option<Instant>) -> Poll<()> {
-        let Some(until) = until else { return Poll::Pending };
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
-        if until < sleep.deadline() || sleep.is_elapsed() {
-            sleep.as_mut().reset(until);
-        }
-        ready!(sleep.as_mut().poll(cx));
-        match Instant::now() >= until {
-            true => Poll::Ready(()),
-            false => {
-                sleep.as_mut().reset(until);
-                sleep.as_mut().poll(cx)
-            }
-        }
-    }
 }
 
 /// What is left to do for a script whose response is over: a task of its own.

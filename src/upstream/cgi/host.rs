@@ -334,7 +334,7 @@ impl Refused {
         match failed {
             Failed::Script(failure) => Self::Failure(script.to_owned(), failure),
             Failed::Input(error) => Self::Error(error.into()),
-            Failed::Cancelled => Self::Error(InputError::Aborted.into()),
+            Failed::Cancelled => Self::Error(Error::new("the request was given up").with_status(503)),
         }
     }
 }

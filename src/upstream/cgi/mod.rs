@@ -53,6 +53,8 @@ pub mod process;
 pub mod spawn;
 pub mod watcher;
 mod exchange;
+mod pump;
+mod clock;
 mod nph;
 mod stderr;
 

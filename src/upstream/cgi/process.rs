@@ -1,7 +1,7 @@
 //! A running program: its pipes, its exit, and the end of its process group.
 
 use std::fs::File;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -88,7 +88,7 @@ impl Process {
     pub async fn start(command: Command, input: Input, settings: &Settings) -> Result<Self, SpawnError> {
         let (settings, runtime) = (settings.clone(), Handle::current());
         let (started, outcome) = oneshot::channel();
-        threads::run(move || {
+        threads::run(&runtime.clone(), move || {
             // If nobody waits any more, this drops the process and thereby ends it.
             drop(started.send(launch(&command, input, settings, runtime)));
         });
@@ -111,9 +111,14 @@ impl Process {
     ///
     /// Somebody else in this process has waited for the program, or this process ignores SIGCHLD.
     pub async fn exited(&mut self) -> io::Result<ExitStatus> {
+        poll_fn(|cx| self.poll_exited(cx)).await
+    }
+
+    /// As [`exited`](Self::exited), for those who wait for other things too. A future that is made for each look and dropped
+    /// would take with it that somebody waits.
+    pub(super) fn poll_exited(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<ExitStatus>> {
         if let Some(leader) = &mut self.leader {
-            let status = leader.exit().await?;
-            self.status = Some(status);
+            self.status = Some(ready!(leader.poll_exit(cx))?);
             if let Some(mut leader) = self.leader.take() {
                 if leader.kill_leftovers {
                     leader.signal(Signal::TERM);
@@ -124,7 +129,7 @@ impl Process {
                 }
             }
         }
-        self.status.ok_or_else(|| io::ErrorKind::NotFound.into())
+        Poll::Ready(self.status.ok_or_else(|| io::ErrorKind::NotFound.into()))
     }
 
     /// Ends the whole group: SIGTERM, and SIGKILL after [`Settings::grace`] for what is left, always before the leader
@@ -137,17 +142,6 @@ impl Process {
             Some(leader) => Ending(Outcome::Awaited(leader.end())),
             None => Ending(Outcome::Over(self.status)),
         }
-    }
-}
-
-impl Process {
-    /// As [`exited`](Self::exited), for who waits for other things too: the task is woken when the program has exited.
-    pub(super) fn poll_exited(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<ExitStatus>> {
-        if let Some(leader) = &mut self.leader {
-            ready!(leader.poll_exit(cx))?;
-        }
-        // It has, so that there is nothing to wait for.
-        std::pin::pin!(self.exited()).poll(cx)
     }
 }
 
@@ -283,7 +277,7 @@ struct Leader {
     /// Opened only when there is something to wait for.
     pidfd: Option<AsyncFd<OwnedFd>>,
     /// Until the next look at a leader that has no descriptor.
-    pause: Option<Pin<Box<Sleep>>>,
+    pause: Option<(Duration, Pin<Box<Sleep>>)>,
     grace: Duration,
     kill_leftovers: bool,
     /// Whether it has been waited for.
@@ -308,34 +302,12 @@ impl Leader {
 
     /// Waits until the leader has exited. It remains to be waited for.
     async fn exit(&mut self) -> io::Result<ExitStatus> {
-        // After the end of its output it mostly has by now, or will have in a moment.
-        if let Some(status) = self.status()? {
-            return Ok(status);
-        }
-        if self.descriptor().is_none() {
-            // Without descriptors, or before Linux 5.3.
-            let [mut pause, longest] = PAUSES;
-            loop {
-                sleep(pause).await;
-                if let Some(status) = self.status()? {
-                    return Ok(status);
-                }
-                pause = longest.min(pause * 2);
-            }
-        }
-        loop {
-            if let Some(pidfd) = &self.pidfd {
-                pidfd.readable().await?.clear_ready();
-            }
-            if let Some(status) = self.status()? {
-                return Ok(status);
-            }
-        }
+        poll_fn(|cx| self.poll_exit(cx)).await
     }
 
-    /// As [`exit`](Self::exit), without what a future that is dropped takes with it: that somebody waits.
     fn poll_exit(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<ExitStatus>> {
         loop {
+            // After the end of its output it mostly has by now, or will have in a moment.
             if let Some(status) = self.status()? {
                 return Poll::Ready(Ok(status));
             }
@@ -344,9 +316,11 @@ impl Leader {
                 ready!(pidfd.poll_read_ready(cx))?.clear_ready();
             } else {
                 // Without descriptors, or before Linux 5.3.
-                let pause = self.pause.get_or_insert_with(|| Box::pin(sleep(PAUSES[1])));
-                ready!(pause.as_mut().poll(cx));
-                self.pause = None;
+                let [first, longest] = PAUSES;
+                let (pause, sleeping) = self.pause.get_or_insert_with(|| (first, Box::pin(sleep(first))));
+                ready!(sleeping.as_mut().poll(cx));
+                *pause = longest.min(*pause * 2);
+                sleeping.as_mut().reset(Instant::now() + *pause);
             }
         }
     }

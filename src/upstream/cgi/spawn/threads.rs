@@ -6,8 +6,11 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
+
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 /// How many programs can be in the course of being started at once, for each processor and at least.
 const THREADS_A_PROCESSOR: usize = 4;
@@ -17,7 +20,17 @@ type Job = Box<dyn FnOnce() + Send>;
 
 /// Runs a job on one of the threads, which are started as they are needed and stay. Jobs beyond their number wait; whoever
 /// starts programs limits how many.
-pub(in crate::upstream::cgi) fn run(job: impl FnOnce() + Send + 'static) {
+///
+/// One job at a time runs at once on the calling thread, if the runtime can spare one of its threads: it saves two changes of threads,
+/// a fifth of the time that a small program takes when nothing else runs.
+pub(in crate::upstream::cgi) fn run(runtime: &Handle, job: impl FnOnce() + Send + 'static) {
+    static IS_SPARED: AtomicBool = AtomicBool::new(false);
+    let can_spare = runtime.runtime_flavor() == RuntimeFlavor::MultiThread && runtime.metrics().num_workers() > 1;
+    if can_spare && !IS_SPARED.swap(true, Ordering::Relaxed) {
+        job();
+        IS_SPARED.store(false, Ordering::Relaxed);
+        return;
+    }
     let mut state = lock();
     state.jobs.push_back(Box::new(job));
     if state.idle >= state.jobs.len() {
