@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::fmt::{self, Display};
 #[cfg(feature = "cgi")]
 use std::fs::File;
-use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::pin::Pin;
@@ -57,29 +56,8 @@ pub struct Options {
     pub afterwards: Afterwards,
 }
 
-/// Work of an application that may outlive its last request, such as scripts that were told to end: [`Host::idle`].
-///
-/// ```no_run
-/// # #[cfg(feature = "upstream-cgi")]
-/// # fn main() -> Result<std::process::ExitCode, Box<dyn std::error::Error>> {
-/// use std::sync::Arc;
-/// use gatespan::gateway::{Afterwards, Options, run_with};
-/// use gatespan::upstream::cgi::{Config, Host};
-///
-/// let mut config = Config::default();
-/// config.roots = vec!["/usr/lib/cgi-bin".into()];
-/// let host = Arc::new(Host::new(config)?);
-/// let mut options = Options::default();
-/// let scripts = host.clone();
-/// options.afterwards = Afterwards::new(async move { scripts.idle().await });
-/// Ok(run_with(host, options))
-/// # }
-/// # #[cfg(not(feature = "upstream-cgi"))]
-/// # fn main() {}
-/// ```
-///
-#[cfg_attr(feature = "upstream-cgi", doc = "[`Host::idle`]: crate::upstream::cgi::Host::idle")]
-#[cfg_attr(not(feature = "upstream-cgi"), doc = "[`Host::idle`]: https://docs.rs/gatespan")]
+/// Work of an application that may outlive its last request, such as that of scripts that were told to end: the script host's `idle` waits
+/// for it.
 #[derive(Clone, Default)]
 pub struct Afterwards(Option<Arc<Mutex<Option<Work>>>>);
 

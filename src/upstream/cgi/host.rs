@@ -123,6 +123,23 @@ impl Host {
 
     /// Waits until no script runs. For shutting down: when the gateway is done, scripts whose clients were cut off may still be in their
     /// [`Config::kill_grace`], and a runtime that ends before leaves it to the kernel and the watcher to end them.
+    ///
+    /// ```no_run
+    /// use std::sync::Arc;
+    ///
+    /// use gatespan::gateway::{Afterwards, Options, run_with};
+    /// use gatespan::upstream::cgi::{Config, Host};
+    ///
+    /// # fn main() -> Result<std::process::ExitCode, Box<dyn std::error::Error>> {
+    /// let mut config = Config::default();
+    /// config.roots = vec!["/usr/lib/cgi-bin".into()];
+    /// let host = Arc::new(Host::new(config)?);
+    /// let scripts = host.clone();
+    /// let mut options = Options::default();
+    /// options.afterwards = Afterwards::new(async move { scripts.idle().await });
+    /// Ok(run_with(host, options))
+    /// # }
+    /// ```
     pub async fn idle(&self) {
         self.places.empty().await;
     }
