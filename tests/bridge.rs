@@ -939,6 +939,18 @@ fn what_scripts_write_to_standard_error_is_logged_and_sent_on_by_option() {
 }
 
 #[test]
+fn a_response_that_is_cut_behind_fastcgi_is_in_the_bridges_own_log_too() {
+    let folder = Folder::of("printf 'Content-Type: text/plain\\nContent-Length: 9\\n\\nshort'");
+    let bridge = Bridge::start(&[&format!("fastcgi:{}", folder.text("a.sock")), &folder.to()]);
+    let script = folder.text("cgi-bin/script");
+    let params = [("SCRIPT_FILENAME", &*script), ("SCRIPT_NAME", "/script"), ("HTTP_X_REQUEST_ID", "the-id")];
+    let answer = fastcgi(UnixStream::connect(folder.path("a.sock")).unwrap(), &params);
+    assert!(answer.end.is_none() && answer.errors().contains("Content-Length"), "{answer:?}");
+    let line = bridge.log.line("response was cut");
+    assert!(line.contains("the-id") && line.contains(&script) && line.contains("Content-Length"), "{line}");
+}
+
+#[test]
 fn debug_pages_say_what_the_log_says() {
     let folder = Folder::of("echo garbage");
     let text = |options: &[&str]| {

@@ -4,6 +4,7 @@
 mod builtin;
 mod log_file;
 mod target;
+mod told;
 mod values;
 mod words;
 
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use gatespan::Options;
 use gatespan::address::{Address, AddressError, Endpoint};
 use gatespan::application::{AnyApplication, Errors, Log};
 use gatespan::gateway::{Afterwards, Event, RunError, run_at};
@@ -27,9 +29,9 @@ use gatespan::middleware::{
 use gatespan::upstream::cgi;
 use gatespan::upstream::cgi::spawn::{Identity, close_on_exec_all};
 use gatespan::upstream::cgi::watcher::Watcher;
-use gatespan::{Application, Environ, Options, StartResponse};
 
 use self::log_file::LogFile;
+use self::told::told;
 use crate::logging::{Form, SERVING};
 
 /// Take requests in at FROM, and have them answered by TO
@@ -418,22 +420,6 @@ fn prepare(arguments: &Arguments, form: Form) -> anyhow::Result<Prepared> {
         OnOff::Off => named.without_response_header(),
     };
     Ok(Prepared { application: AnyApplication::new(named), log, hosts: settings.hosts })
-}
-
-/// The application, with its failures in this process's log: behind FastCGI the gateway tells the web server's alone.
-fn told(application: AnyApplication) -> impl Application {
-    move |environ: Environ, start_response: StartResponse| {
-        let (application, request) = (application.clone(), environ.without_input());
-        async move {
-            let answer = application.call(environ, start_response).await;
-            if let Err(error) = &answer
-                && request.server().gateway == "fastcgi"
-            {
-                tracing::error!(request_id = request.request_id(), status = error.status(), cause = %error, "request failed");
-            }
-            answer
-        }
-    }
 }
 
 impl Arguments {
