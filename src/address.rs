@@ -81,6 +81,9 @@ pub enum AddressError {
     /// No port where one is needed.
     #[error("expected HOST:PORT, got \"{0}\" without a port")]
     NoPort(String),
+    /// A port where a socket's path would stand: the two slashes are missing.
+    #[error("expected // before HOST:PORT, or ./ before a socket's name, got \"{0}\"")]
+    NoSlashes(String),
     /// A port that is no number up to 65,535.
     #[error("expected a port from 0 to 65535, got \"{0}\"")]
     Port(String),
@@ -133,6 +136,12 @@ impl FromStr for Address {
     }
 }
 
+/// Whether it ends in a port and is no path: `127.0.0.1:8080`, `:8080`, `8080`.
+fn is_host_and_port(text: &str) -> bool {
+    let port = text.rsplit(':').next().unwrap_or_default();
+    !text.contains('/') && !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 impl Endpoint {
     fn parse(text: &str, default_port: Option<u16>) -> Result<Self, AddressError> {
         if let Some(authority) = text.strip_prefix("//") {
@@ -142,6 +151,8 @@ impl Endpoint {
             Some("") => Err(AddressError::Empty { scheme: "@", expected: "a name" }),
             Some(name) => Ok(Self::Abstract(name.into())),
             None if text == "fd" => Ok(Self::Inherited),
+            // Nobody calls a socket so, and nobody who forgot the slashes looks for a file.
+            None if is_host_and_port(text) => Err(AddressError::NoSlashes(text.into())),
             None => Ok(Self::Unix(text.into())),
         }
     }
@@ -231,6 +242,8 @@ mod tests {
             ("fastcgi:/run/a.sock", Address::FastCgi(Endpoint::Unix("/run/a.sock".into()))),
             ("fastcgi:run/a.sock", Address::FastCgi(Endpoint::Unix("run/a.sock".into()))),
             ("fastcgi:./fd", Address::FastCgi(Endpoint::Unix("./fd".into()))),
+            ("fastcgi:./9000", Address::FastCgi(Endpoint::Unix("./9000".into()))),
+            ("fastcgi:worker-1.sock", Address::FastCgi(Endpoint::Unix("worker-1.sock".into()))),
             ("fastcgi:@a", Address::FastCgi(Endpoint::Abstract("a".into()))),
             ("fastcgi:fd", Address::FastCgi(Endpoint::Inherited)),
             ("fastcgi:exec:/bin/app", Address::FastCgiProgram("/bin/app".into())),
@@ -259,6 +272,10 @@ mod tests {
             ("fastcgi:@", "expected a name"),
             ("fastcgi://localhost", "without a port"),
             ("fastcgi://:9000", "expected a host"),
+            ("http:127.0.0.1:8080", "expected // before HOST:PORT"),
+            ("http:[::1]:8080", "expected // before HOST:PORT"),
+            ("fastcgi::9000", "expected // before HOST:PORT"),
+            ("fastcgi:9000", "expected // before HOST:PORT"),
             ("fastcgi://h:", "expected a port from 0 to 65535, got \"\""),
             ("fastcgi://h:65536", "got \"65536\""),
             ("fastcgi://h:+1", "got \"+1\""),

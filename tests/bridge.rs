@@ -705,7 +705,11 @@ fn mistakes_on_the_command_line_are_exit_code_2_and_say_what_was_expected() {
         (&["fastcgi://localhost", "app:hello"], "without a port"),
         (&[PORT, "app:nothing"], "expected one of app:hello, app:environ"),
         (&[PORT, "cgi:"], "cgi:/FOLDER/"),
-        (&[PORT, "gopher://host"], "got the scheme \"gopher\""),
+        (&[PORT, "gopher://host"], "expected cgi:/FOLDER/, cgi:/PROGRAM or app:NAME, got \"gopher://host\""),
+        (&[PORT, "./cgi-bin/"], "expected cgi:/FOLDER/, cgi:/PROGRAM or app:NAME, got \"./cgi-bin/\""),
+        (&["http:127.0.0.1:8080", "app:hello"], "expected // before HOST:PORT"),
+        (&[PORT, "app:hello", "--timeout", "99999999999999"], "at most 10000d"),
+        (&[PORT, "app:hello", "-f"], "--stderr-to-server is for fastcgi:"),
         (&[PORT, "app:hello", "--route", "a=app:hello"], "beginning of a path"),
         (&[PORT, "app:hello", "--route", "/a"], "/PREFIX=TO"),
         (&[PORT, "app:hello", "--route", "/a=app:b"], "app:hello"),
@@ -893,6 +897,22 @@ fn scripts_run_as_the_user_that_was_named() {
 }
 
 #[test]
+fn a_folder_that_the_scripts_user_may_not_search_is_named() {
+    if !geteuid().is_root() {
+        // Only root can run scripts as somebody else.
+        return;
+    }
+    let folder = Folder::of(&plain("echo fine"));
+    let bridge = folder.serve(&["--user", "nobody", "--debug"]);
+    assert_eq!(status(&bridge.get("/script")), 200);
+    fs::set_permissions(folder.path(""), fs::Permissions::from_mode(0o700)).unwrap();
+    let answer = bridge.get("/script");
+    assert_eq!(status(&answer), 403, "{answer}");
+    let expected = format!("expected the working directory {}, which can&#39;t be entered", folder.text("cgi-bin"));
+    assert!(answer.contains(&expected) && answer.contains("all folders above it"), "{answer}");
+}
+
+#[test]
 fn words_of_a_query_are_arguments_only_when_asked_for() {
     let folder = Folder::of(&plain("echo \"$#:$1:$2\""));
     assert_eq!(folder.serve(&[]).body("/script?a+b"), "0::\n");
@@ -916,6 +936,18 @@ fn what_scripts_write_to_standard_error_is_logged_and_sent_on_by_option() {
         assert!(bridge.log.line("oh dear").contains("the-id"));
         bridge.stop();
     }
+}
+
+#[test]
+fn a_response_that_is_cut_behind_fastcgi_is_in_the_bridges_own_log_too() {
+    let folder = Folder::of("printf 'Content-Type: text/plain\\nContent-Length: 9\\n\\nshort'");
+    let bridge = Bridge::start(&[&format!("fastcgi:{}", folder.text("a.sock")), &folder.to()]);
+    let script = folder.text("cgi-bin/script");
+    let params = [("SCRIPT_FILENAME", &*script), ("SCRIPT_NAME", "/script"), ("HTTP_X_REQUEST_ID", "the-id")];
+    let answer = fastcgi(UnixStream::connect(folder.path("a.sock")).unwrap(), &params);
+    assert!(answer.end.is_none() && answer.errors().contains("Content-Length"), "{answer:?}");
+    let line = bridge.log.line("response was cut");
+    assert!(line.contains("the-id") && line.contains(&script) && line.contains("Content-Length"), "{line}");
 }
 
 #[test]
@@ -990,6 +1022,47 @@ fn a_script_that_does_not_heed_term_is_killed_after_the_grace() {
     bridge.get("/script");
     let pid = fs::read_to_string(&mark).unwrap();
     wait_for(|| (!is_running(pid.trim())).then_some(()));
+}
+
+#[test]
+fn a_script_that_is_cut_off_at_the_end_of_the_bridge_has_its_grace() {
+    let folder = Folder::new();
+    let (pid, mark) = (folder.text("pid"), folder.text("mark"));
+    let tidy = format!("trap 'sleep 0.5; echo tidy > {mark}; exit' TERM; echo $$ > {pid}; {PLAIN}");
+    folder.script("cgi-bin/script", &format!("{tidy}while :; do sleep 0.1; done"));
+    let bridge = folder.serve(&["--shutdown-timeout", "100ms", "--kill-grace", "20s"]);
+    let mut client = TcpStream::connect(&bridge.place).unwrap();
+    client.write_all(b"GET /script HTTP/1.0\r\n\r\n").unwrap();
+    wait_for(|| fs::read_to_string(&pid).ok().filter(|text| text.ends_with('\n')));
+    let begun = Instant::now();
+    bridge.stop();
+    assert_eq!(fs::read_to_string(&mark).unwrap(), "tidy\n");
+    assert!(begun.elapsed() < Duration::from_secs(15), "its grace was not waited for to the end");
+}
+
+#[test]
+fn as_a_script_what_answered_may_work_on_and_the_web_server_does_not_wait_for_it() {
+    let folder = Folder::new();
+    let mark = folder.text("mark");
+    for answer in ["Content-Length: 4\\n\\nfine'", "\\nfine'"] {
+        let _ = fs::remove_file(&mark);
+        let close = "exec >&- 2>&-; sleep 2; echo done";
+        folder.script("cgi-bin/script", &format!("printf 'Content-Type: text/plain\\n{answer}; {close} > {mark}"));
+        let mut command = tool(&["bridge", "cgi:", &folder.to()]);
+        for (name, value) in [("GATEWAY_INTERFACE", "CGI/1.1"), ("REQUEST_METHOD", "GET"), ("PATH_INFO", "/script")] {
+            command.env(name, value);
+        }
+        for (name, value) in [("SERVER_PROTOCOL", "HTTP/1.1"), ("SERVER_NAME", "a"), ("SERVER_PORT", "80")] {
+            command.env(name, value);
+        }
+        let mut child = command.spawn().unwrap();
+        let mut output = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut output).unwrap();
+        assert!(output.ends_with("\r\n\r\nfine"), "{output}");
+        assert!(!folder.path("mark").exists(), "the end of the output came before the end of the script");
+        assert!(child.wait().unwrap().success());
+        assert_eq!(fs::read_to_string(&mark).unwrap(), "done\n");
+    }
 }
 
 #[test]

@@ -451,6 +451,28 @@ async fn a_script_that_takes_too_long_in_all_is_504_or_cut() {
 }
 
 #[tokio::test]
+async fn a_time_limit_may_be_for_ever() {
+    let site = Site::new();
+    site.shell("closed", "printf 'Content-Type: text/plain\\n\\nall'; exec >&- 2>&-; sleep 0.3");
+    site.shell("left", "sleep 30 & echo $! >$MARKS/left; printf 'Content-Type: text/plain\\n\\nsome'; sleep 30");
+    let host = site.host(|config| {
+        config.timeout = Some(Duration::MAX);
+        for time in [&mut config.head_timeout, &mut config.read_timeout, &mut config.linger, &mut config.leftover_grace]
+        {
+            *time = Duration::MAX;
+        }
+        (config.kill_grace, config.queue_wait, config.concurrent) = (Duration::MAX, Duration::MAX, 1);
+    });
+    let (first, second) = tokio::join!(ask(host.clone(), get("/closed")), ask(host.clone(), get("/closed")));
+    assert_eq!((first.body.as_str(), second.body.as_str()), ("all", "all"));
+    let mut response = soon(call(host.clone(), get("/left"))).await.unwrap();
+    assert_eq!(next(&mut response).await, "some");
+    drop(response);
+    soon(host.idle()).await;
+    gone(&site.mark("left").await).await;
+}
+
+#[tokio::test]
 async fn the_time_that_the_client_takes_is_not_the_scripts() {
     let site = Site::of("printf 'Content-Type: text/plain\\n\\n'; exec cat");
     let limit = Duration::from_millis(300);
@@ -604,14 +626,15 @@ async fn standard_error_is_bounded_and_never_blocks_the_script() {
 #[tokio::test]
 async fn standard_error_goes_to_the_web_server_too_where_told() {
     #[derive(Default)]
-    struct Kept(Mutex<String>);
+    struct Kept(Mutex<Vec<String>>);
     impl Log for Kept {
         fn write(&self, text: &[u8]) {
-            self.0.lock().unwrap().push_str(&String::from_utf8_lossy(text));
+            self.0.lock().unwrap().push(String::from_utf8_lossy(text).into_owned());
         }
     }
-    let site = Site::of("echo careful >&2; printf 'Content-Type: text/plain\\n\\nall'");
-    for (told, expected) in [(false, ""), (true, "careful\n")] {
+    let site = Site::of("printf 'be\\ncareful\\n' >&2; printf 'Content-Type: text/plain\\n\\nall'");
+    // In whole lines, since web servers make a line of each piece.
+    for (told, expected) in [(false, &[][..]), (true, &["be\n", "careful\n"])] {
         let kept = Arc::new(Kept::default());
         let host = site.host(|config| config.stderr_to_web_server = told);
         ask(host.clone(), get("/script").with_errors(Errors::new(kept.clone()))).await;

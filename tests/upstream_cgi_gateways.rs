@@ -179,6 +179,39 @@ async fn a_crash_within_the_body_can_be_seen_by_the_client() {
 }
 
 #[tokio::test]
+async fn a_script_that_works_on_behind_its_content_length_is_left_to_finish() {
+    let site = Site::new();
+    // A server that knows the length asks for no end of the body: it lets go of it with the last byte.
+    site.shell(
+        "some",
+        "printf 'Content-Type: text/plain\\nContent-Length: 4\\n\\nsome'; sleep 0.3; echo $1 >$MARKS/$QUERY_STRING",
+    );
+    site.shell(
+        "none",
+        "printf 'Content-Type: text/plain\\nContent-Length: 0\\n\\n'; sleep 0.3; echo $1 >$MARKS/$QUERY_STRING",
+    );
+    let host = site.host(|_| {});
+    let served = serve(&site, host.clone()).await;
+    for (name, body) in [("some", "some"), ("none", "")] {
+        let answer = served.http().await.get(&format!("/{name}?http-{name}")).await.unwrap();
+        assert_eq!((answer.status, answer.text(), answer.cut), (200, body.into(), None));
+        let mut fastcgi = served.fastcgi().await;
+        let mark = format!("fastcgi-{name}");
+        let path = format!("/{name}");
+        let params = [("REQUEST_METHOD", "GET"), ("PATH_INFO", path.as_str()), ("QUERY_STRING", &mark)];
+        let id = fastcgi.begin(Role::Responder, false, &params);
+        fastcgi.end.end_stdin(id);
+        let answer = fastcgi.answer(id).await;
+        assert!(answer.is_complete() && answer.body() == body.as_bytes(), "{answer:?}");
+    }
+    soon(host.idle()).await;
+    for mark in ["http-some", "fastcgi-some", "http-none", "fastcgi-none"] {
+        assert!(site.has_mark(mark), "{mark}");
+    }
+    served.stop().await;
+}
+
+#[tokio::test]
 async fn clients_that_leave_take_their_scripts_along() {
     let site = Site::of(
         "echo $$ >$MARKS/$QUERY_STRING; case $QUERY_STRING in head*) ;; *) printf 'Content-Type: text/plain\\n\\nsome\\n';; esac; exec sleep 60",

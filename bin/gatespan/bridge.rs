@@ -4,6 +4,7 @@
 mod builtin;
 mod log_file;
 mod target;
+mod told;
 mod values;
 mod words;
 
@@ -18,18 +19,19 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use gatespan::address::{Address, Endpoint};
+use gatespan::Options;
+use gatespan::address::{Address, AddressError, Endpoint};
 use gatespan::application::{AnyApplication, Errors, Log};
-use gatespan::gateway::{Event, RunError, run_at};
+use gatespan::gateway::{Afterwards, Event, RunError, run_at};
 use gatespan::middleware::{
     Format, Mount, Redirects, SendFileRoots, access_log, local_redirect, request_id, send_file, to_writer,
 };
 use gatespan::upstream::cgi;
 use gatespan::upstream::cgi::spawn::{Identity, close_on_exec_all};
 use gatespan::upstream::cgi::watcher::Watcher;
-use gatespan::{Application, Environ, Options, StartResponse};
 
 use self::log_file::LogFile;
+use self::told::told;
 use crate::logging::{Form, SERVING};
 
 /// Take requests in at FROM, and have them answered by TO
@@ -268,7 +270,7 @@ Signals:
   SIGHUP           the file of --access-log is opened anew
 
 Exit codes:
-  0    ended by a signal with everything finished, or the script's request answered
+  0    ended by a signal, or the script's request answered
   1    not served, or not to the end, and standard error says why
   2    the command line could not be understood
   143  ended by a second SIGTERM (130 by SIGINT)";
@@ -279,12 +281,15 @@ Exit codes:
 pub(crate) struct UsageError(String);
 
 fn parse_from(text: &str) -> Result<Address, String> {
-    let address: Address = text.parse().map_err(|error: gatespan::address::AddressError| error.to_string())?;
-    match address {
-        Address::Http(_) | Address::FastCgi(_) | Address::CgiProcess => Ok(address),
-        _ => Err(format!(
+    let expected = || {
+        format!(
             "expected where requests come in, such as http://127.0.0.1:8080, fastcgi:/run/gatespan.sock or cgi:, got \"{text}\""
-        )),
+        )
+    };
+    match text.parse() {
+        Ok(address @ (Address::Http(_) | Address::FastCgi(_) | Address::CgiProcess)) => Ok(address),
+        Ok(_) | Err(AddressError::NoScheme(_) | AddressError::UnknownScheme(_)) => Err(expected()),
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -308,7 +313,7 @@ fn parse_user(text: &str) -> Result<u32, String> {
 
 pub(crate) fn run(arguments: &Arguments, form: Form) -> anyhow::Result<()> {
     let is_script = arguments.from == Address::CgiProcess;
-    let served = prepare(arguments, form).and_then(|(application, log)| {
+    let served = prepare(arguments, form).and_then(|Prepared { application, log, hosts }| {
         let at = arguments.script_name.clone().unwrap_or_default();
         let to = arguments.to.to_string();
         let tell = move |event: Event<'_>| match event {
@@ -324,11 +329,13 @@ pub(crate) fn run(arguments: &Arguments, form: Form) -> anyhow::Result<()> {
             Event::Stopping => say(form, "stopping when the running requests are finished; another signal ends them"),
             _ => {}
         };
-        run_at(std::slice::from_ref(&arguments.from), application, arguments.options(), tell).map_err(|error| {
-            match error {
-                RunError::Arguments(message) => UsageError(message).into(),
-                error => error.into(),
-            }
+        let mut options = arguments.options();
+        // Scripts that were cut off have their grace; as a script, this process has one request, and what answered it may finish.
+        let at_most = (!is_script).then(|| arguments.times.kill_grace.saturating_add(Duration::from_secs(1)));
+        options.afterwards = Afterwards::new(idle(hosts, at_most));
+        run_at(std::slice::from_ref(&arguments.from), application, options, tell).map_err(|error| match error {
+            RunError::Arguments(message) => UsageError(message).into(),
+            error => error.into(),
         })
     });
     // After the gateway has begun to answer, the page would be in the middle of another.
@@ -341,8 +348,29 @@ pub(crate) fn run(arguments: &Arguments, form: Form) -> anyhow::Result<()> {
     served
 }
 
-/// What is to be done before there is a second thread: the application, and the file of its access log.
-fn prepare(arguments: &Arguments, form: Form) -> anyhow::Result<(AnyApplication, Option<LogFile>)> {
+/// Waits until no script runs, or so long. What still runs then is killed.
+async fn idle(hosts: Vec<Arc<cgi::Host>>, at_most: Option<Duration>) {
+    let all = async {
+        for host in &hosts {
+            host.idle().await;
+        }
+    };
+    match at_most {
+        Some(at_most) => _ = tokio::time::timeout(at_most, all).await,
+        None => all.await,
+    }
+}
+
+/// What is there before anything listens.
+struct Prepared {
+    application: AnyApplication,
+    /// The file of the access log.
+    log: Option<LogFile>,
+    hosts: Vec<Arc<cgi::Host>>,
+}
+
+/// What is to be done before there is a second thread.
+fn prepare(arguments: &Arguments, form: Form) -> anyhow::Result<Prepared> {
     arguments.check()?;
     let mut all = std::iter::once(&arguments.to).chain(arguments.routes.iter().map(|(_, to)| to));
     let has_scripts = all.any(|to| matches!(to, Address::Cgi(_)));
@@ -354,12 +382,12 @@ fn prepare(arguments: &Arguments, form: Form) -> anyhow::Result<(AnyApplication,
             .context("the descriptors that this process was started with could not be kept from scripts")?;
         config.watcher = Some(Watcher::start().context("the process that watches over scripts could not be started")?);
     }
-    let settings = target::Settings { cgi: config };
-    let mut application = target::open(&arguments.to, &settings)?;
+    let mut settings = target::Settings { cgi: config, hosts: Vec::new() };
+    let mut application = target::open(&arguments.to, &mut settings)?;
     if !arguments.routes.is_empty() {
         let mut mount = Mount::new().fallback(application);
         for (prefix, to) in &arguments.routes {
-            mount = mount.at(prefix, target::open(to, &settings)?);
+            mount = mount.at(prefix, target::open(to, &mut settings)?);
         }
         application = AnyApplication::new(mount);
     }
@@ -391,23 +419,7 @@ fn prepare(arguments: &Arguments, form: Form) -> anyhow::Result<(AnyApplication,
         OnOff::On => named,
         OnOff::Off => named.without_response_header(),
     };
-    Ok((AnyApplication::new(named), log))
-}
-
-/// The application, with its failures in this process's log: behind FastCGI the gateway tells the web server's alone.
-fn told(application: AnyApplication) -> impl Application {
-    move |environ: Environ, start_response: StartResponse| {
-        let (application, request) = (application.clone(), environ.without_input());
-        async move {
-            let answer = application.call(environ, start_response).await;
-            if let Err(error) = &answer
-                && request.server().gateway == "fastcgi"
-            {
-                tracing::error!(request_id = request.request_id(), status = error.status(), cause = %error, "request failed");
-            }
-            answer
-        }
-    }
+    Ok(Prepared { application: AnyApplication::new(named), log, hosts: settings.hosts })
 }
 
 impl Arguments {
@@ -438,6 +450,10 @@ impl Arguments {
             (
                 listening.socket_owner.is_some() && !at(|endpoint| matches!(endpoint, Endpoint::Unix(_))),
                 "--socket-owner is for a socket in the file system, such as fastcgi:/run/gatespan.sock",
+            ),
+            (
+                is_http && self.scripts.stderr_to_server,
+                "--stderr-to-server is for fastcgi: and cgi: FROM; elsewhere there is no web server, and standard error is in this log",
             ),
             (
                 is_script && self.script_name.is_some(),
@@ -617,6 +633,7 @@ mod tests {
             &["fastcgi:/a.sock", "app:hello", "--allow", "127.0.0.1"],
             &["fastcgi:/a.sock", "app:hello", "--allow-user", "0"],
             &["http://127.0.0.1:0", "app:hello", "--socket-owner", "0"],
+            &["http://127.0.0.1:0", "app:hello", "-f"],
             &["cgi:", "app:hello", "--script-name", "/a"],
             &["cgi:", "app:hello", "--access-log", "-"],
         ] {

@@ -9,4 +9,4 @@ pub mod fastcgi;
 #[cfg(feature = "http")]
 pub mod http;
 
-pub use run::{ADDRESS, DEFAULT_PORT, Event, Options, RunError, SCRIPT_NAME, run, run_at, run_with};
+pub use run::{ADDRESS, Afterwards, DEFAULT_PORT, Event, Options, RunError, SCRIPT_NAME, run, run_at, run_with};

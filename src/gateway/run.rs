@@ -1,11 +1,14 @@
 //! `run`: what an application's `main` calls. It finds out which gateway this process is, by how it was started.
 
 use std::ffi::OsString;
-use std::fmt::Display;
+use std::fmt::{self, Display};
+#[cfg(feature = "cgi")]
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::pin::Pin;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -49,6 +52,33 @@ pub struct Options {
     /// How many threads call the application, unless it is a CGI script, which has one. Default: one for each processor that
     /// this process may use.
     pub threads: Option<usize>,
+    /// What is waited for when the gateways have ended, before this process does. Default: nothing.
+    pub afterwards: Afterwards,
+}
+
+/// Work of an application that may outlive its last request, such as that of scripts that were told to end: the script host's `idle` waits
+/// for it.
+#[derive(Clone, Default)]
+pub struct Afterwards(Option<Arc<Mutex<Option<Work>>>>);
+
+type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Afterwards {
+    /// Waits for that, once. It is polled only when the gateways have ended.
+    pub fn new(work: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(Some(Arc::new(Mutex::new(Some(Box::pin(work))))))
+    }
+
+    /// What there is to wait for, unless it has been waited for.
+    fn take(&self) -> Option<Work> {
+        self.0.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl fmt::Debug for Afterwards {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Afterwards").field(&self.0.is_some()).finish()
+    }
 }
 
 /// Serves an application through whichever gateway this process is, and comes back with the process's exit code.
@@ -108,7 +138,7 @@ pub fn run_at<A: Application>(
 ) -> Result<(), RunError> {
     if let [Address::CgiProcess] = addresses {
         #[cfg(feature = "cgi")]
-        return answer_as_script(application, options.cgi);
+        return answer_as_script(application, options);
         #[cfg(not(feature = "cgi"))]
         return Err(RunError::NotBuilt("CGI"));
     }
@@ -236,7 +266,7 @@ impl Start {
         let options = options.mounted_by_environment();
         match self {
             #[cfg(feature = "cgi")]
-            Self::Cgi => answer_as_script(application, options.cgi),
+            Self::Cgi => answer_as_script(application, options),
             Self::Sockets(sockets) => runtime(options.threads)?.block_on(async {
                 let mut listeners = Vec::new();
                 for (gateway, socket, number) in sockets {
@@ -303,12 +333,22 @@ fn mounted_at() -> Option<Vec<u8>> {
 
 /// The one request of a CGI script: one thread.
 #[cfg(feature = "cgi")]
-fn answer_as_script<A: Application>(application: A, config: cgi::Config) -> Result<(), RunError> {
+fn answer_as_script<A: Application>(application: A, options: Options) -> Result<(), RunError> {
     let runtime = Builder::new_current_thread().enable_all().build().map_err(RunError::Runtime)?;
     // The signals are asked for only when the application has to be waited for.
-    let result = runtime.block_on(cgi::serve(application, config, async {
+    let result = runtime.block_on(cgi::serve(application, options.cgi, async {
         StopSignals::new().next().await;
     }));
+    if let Some(work) = options.afterwards.take() {
+        // The web server waits for the end of the output, not for this process. Where it can't be let go of, it waits longer.
+        let _ = File::open("/dev/null").map(rustix::stdio::dup2_stdout);
+        runtime.block_on(async {
+            tokio::select! {
+                () = work => {}
+                _ = async { StopSignals::new().next().await } => {}
+            }
+        });
+    }
     // Threads that the application left behind are not waited for.
     runtime.shutdown_background();
     Ok(result?)
@@ -355,6 +395,7 @@ async fn serve_all<A: Application>(
         options.fastcgi.check(listener)?;
     }
     let application = Arc::new(application);
+    let afterwards = options.afterwards.clone();
     let stop = CancellationToken::new();
     let signalled = stop.clone();
     // Before anybody is told that this process serves: whoever knows may stop it.
@@ -383,6 +424,9 @@ async fn serve_all<A: Application>(
             result = Err(error);
             stop.cancel();
         }
+    }
+    if let Some(work) = afterwards.take() {
+        work.await;
     }
     result
 }

@@ -7,8 +7,14 @@ use std::time::Duration;
 /// `500ms`, `30s`, `2m`, `1h30m`, `1d`; a number alone is seconds.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("expected a length of time such as 30s, 500ms, 2m or 1h30m, got \"{text}\"");
+    // Clocks end somewhere.
+    const LONGEST: Duration = Duration::from_secs(10_000 * 24 * 60 * 60);
+    let bounded = |time: Duration| match time <= LONGEST {
+        true => Ok(time),
+        false => Err(format!("expected a length of time of at most 10000d, got \"{text}\"")),
+    };
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return text.parse().map(Duration::from_secs).map_err(|_| wrong());
+        return text.parse().map(Duration::from_secs).map_err(|_| wrong()).and_then(bounded);
     }
     let mut total = Duration::ZERO;
     let mut rest = text;
@@ -35,7 +41,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         total = total.checked_add(Duration::from_millis(part)).ok_or_else(wrong)?;
         (rest, last) = (after, milliseconds);
     }
-    if text.is_empty() { Err(wrong()) } else { Ok(total) }
+    if text.is_empty() { Err(wrong()) } else { bounded(total) }
 }
 
 /// `65536`, `64K`, `10M`, `1G`, `1T`, with `B` or `iB` behind it if one likes; K is 1,024.
@@ -136,7 +142,7 @@ mod tests {
         }
         let wrong =
             ["", "s", "1x", "1.5s", "-1s", "+1", " 1s", "1 s", "1s1m", "1s1s", "1m30", "99999999999999999999", "1S"];
-        for text in wrong.into_iter().chain(["18446744073709551615d"]) {
+        for text in wrong.into_iter().chain(["18446744073709551615d", "18446744073709551615", "10001d"]) {
             let message = duration(text).expect_err(text);
             assert!(message.starts_with("expected a length of time") && message.ends_with(&format!("got \"{text}\"")));
         }

@@ -1,7 +1,7 @@
 //! The settings of the script host.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::spawn::{Identity, Limits};
@@ -97,6 +97,21 @@ impl Config {
     pub const INHERIT: [&str; 5] = ["PATH", "LANG", "LC_*", "TZ", "HOSTNAME"];
 }
 
+/// What is longer is for ever: no clock can be set to any time that a [`Duration`] can name.
+pub(super) const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+
+impl Config {
+    /// The same, with times that can be added to any that it will be.
+    pub(super) fn with_times_that_end(mut self) -> Self {
+        let Self { head_timeout, read_timeout, linger, leftover_grace, kill_grace, queue_wait, .. } = &mut self;
+        for time in [head_timeout, read_timeout, linger, leftover_grace, kill_grace, queue_wait] {
+            *time = FOR_EVER.min(*time);
+        }
+        self.timeout = self.timeout.map(|timeout| FOR_EVER.min(timeout));
+        self
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -170,7 +185,7 @@ pub enum ConfigError {
         error: std::io::Error,
     },
     /// A root, or a folder above it, that others can write to, so that anybody could put a script there.
-    #[error("expected a folder that only its owner and group can write to, and others can write to {} (mode {mode:o}), which {} lies in", folder.display(), path.display())]
+    #[error("expected a folder that only its owner and group can write to, and others can write to {} (mode {mode:o}){}", folder.display(), lies_in(path, folder))]
     Writable {
         /// The root or program.
         path: PathBuf,
@@ -205,4 +220,8 @@ pub enum ConfigError {
         /// Why it may not.
         why: &'static str,
     },
+}
+
+fn lies_in(path: &Path, folder: &Path) -> String {
+    if path == folder { String::new() } else { format!(", which {} lies in", path.display()) }
 }

@@ -368,7 +368,6 @@ mod tests {
             path_translated: Some(b"/srv/www/rest".to_vec()),
             script_filename: "/srv/cgi/a.cgi".into(),
             document_root: Some("/srv/www".into()),
-            is_nph: false,
             name: "/srv/cgi/a.cgi".into(),
         }
     }

@@ -119,7 +119,7 @@ enum Phase {
     },
     /// The response is over; what still comes is dropped.
     Over {
-        /// Whether it is more than Content-Length announced.
+        /// Whether it is more than Content-Length announced, and nobody has been told.
         is_excess: bool,
     },
 }
@@ -188,6 +188,10 @@ impl Exchange {
         if let Some(running) = &mut self.running {
             let announced = length.unwrap_or_default();
             running.phase = Phase::Body { unsent: length, announced, received: 0, is_flushed: false };
+            if length == Some(0) {
+                running.reach_length();
+                self.finish();
+            }
         }
     }
 
@@ -219,7 +223,13 @@ impl Frames for Exchange {
         let this = Pin::into_inner(self);
         let Some(running) = &mut this.running else { return Poll::Ready(None) };
         match ready!(running.poll_body(cx)) {
-            Ok(Some(frame)) => Poll::Ready(Some(Ok(frame))),
+            Ok(Some(frame)) => {
+                // Whoever sends the last byte that was announced need not ask for more before it lets go of the body.
+                if matches!(running.phase, Phase::Over { .. }) {
+                    this.finish();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
             Ok(None) => {
                 this.finish();
                 Poll::Ready(None)
@@ -300,14 +310,6 @@ impl Running {
             let Phase::Body { unsent, announced, received, is_flushed } = &mut self.phase else {
                 return Poll::Ready(Ok(None));
             };
-            if *unsent == Some(0) {
-                let is_excess = !self.buffer.is_empty();
-                self.phase = Phase::Over { is_excess: true };
-                if is_excess {
-                    self.log_excess();
-                }
-                return Poll::Ready(Ok(None));
-            }
             if !self.buffer.is_empty() {
                 let len = match unsent {
                     // Shorter than the buffer, so that it fits.
@@ -318,6 +320,9 @@ impl Running {
                 *unsent = unsent.map(|unsent| unsent - len as u64);
                 *received += len as u64;
                 *is_flushed = true;
+                if *unsent == Some(0) {
+                    self.reach_length();
+                }
                 return Poll::Ready(Ok(Some(Frame::Data(data))));
             }
             let (announced, received, was_flushed) = (*announced, *received, std::mem::replace(is_flushed, true));
@@ -339,6 +344,16 @@ impl Running {
                 }
             }
         }
+    }
+
+    /// As many bytes as were announced are passed on. What is more than that is logged, once.
+    fn reach_length(&mut self) {
+        let is_excess_here = !self.buffer.is_empty();
+        if is_excess_here {
+            self.log_excess();
+        }
+        self.buffer.clear();
+        self.phase = Phase::Over { is_excess: !is_excess_here };
     }
 
     /// Reads more into the buffer; false at the end. Moves input and standard error on, and keeps the limits, while it waits.
@@ -516,7 +531,7 @@ impl Running {
             let until = Instant::now() + self.request.config.linger;
             let total = self.request.config.timeout.map(|timeout| self.begun + timeout);
             let until = total.map_or(until, |total| total.min(until));
-            runtime.spawn(Tail { running: self, work, until, is_logged: false });
+            runtime.spawn(Tail { running: self, work, until });
         }
     }
 
@@ -530,8 +545,8 @@ impl Running {
         tracing::warn!(
             request_id = self.request.id(),
             script = self.request.script,
-            cause = %failure,
-            mend = %failure.mend(),
+            cause = failure.cause(),
+            mend = &*failure.mend(),
             "a script failed after its response was complete"
         );
     }
@@ -559,7 +574,6 @@ struct Tail {
     work: Work,
     /// When a script that finishes is ended.
     until: Instant,
-    is_logged: bool,
 }
 
 enum Work {
@@ -573,7 +587,7 @@ impl Future for Tail {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { running, work, until, is_logged } = Pin::into_inner(self);
+        let Self { running, work, until } = Pin::into_inner(self);
         loop {
             let _ = running.stderr.poll(cx, &running.request);
             match work {
@@ -595,7 +609,8 @@ impl Future for Tail {
                             running.stdout = None;
                             break;
                         }
-                        if running.phase == (Phase::Over { is_excess: true }) && !std::mem::replace(is_logged, true) {
+                        if running.phase == (Phase::Over { is_excess: true }) {
+                            running.phase = Phase::Over { is_excess: false };
                             running.log_excess();
                         }
                     }

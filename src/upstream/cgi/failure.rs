@@ -13,7 +13,6 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 pub use super::diagnosis::{not_started, why_not_started};
-use crate::application::Error;
 use crate::protocol::cgi::{Excerpt, HeadError};
 
 /// Why a request failed. Its text is [`Failure::cause`].
@@ -149,11 +148,6 @@ pub enum Failure {
         /// The bytes they may have.
         limit: usize,
     },
-    /// CONTENT_LENGTH is no number, or other than the body's length.
-    BadContentLength {
-        /// What it said.
-        value: Excerpt,
-    },
     /// The request's body is longer than what is spooled.
     BodyTooLarge {
         /// The limit, in bytes.
@@ -267,8 +261,6 @@ pub enum Busy {
     Wait,
     /// The same, with [`Config::concurrent_per_script`](super::Config::concurrent_per_script) processes of its script running.
     WaitForScript,
-    /// The host is shutting down.
-    Shutdown,
 }
 
 /// How a script ended.
@@ -352,9 +344,11 @@ impl Failure {
                 Shown(interpreter)
             )
             .into(),
-            Self::WrongFolder { .. } => "Let the user that scripts run as search that folder.".into(),
+            Self::WrongFolder { .. } => {
+                "Let the user that scripts run as search that folder and all folders above it (x in their modes).".into()
+            }
             Self::CannotStart { error, .. } => cannot_start_mend(error).into(),
-            Self::BadVariable { .. } | Self::BadContentLength { .. } => {
+            Self::BadVariable { .. } => {
                 "Nothing to mend here: the request is at fault, or the web server that passes it on.".into()
             }
             Self::TooManyVariables { name: Some(_), .. } => {
@@ -368,7 +362,6 @@ impl Failure {
             Self::Spool { .. } => {
                 "Make room there, let this process write to it, or name another folder for spooled bodies.".into()
             }
-            Self::Busy { limit: Busy::Shutdown, .. } => "Nothing to mend: it is being shut down.".into(),
             Self::Busy { .. } => {
                 "Let more scripts run at once if the machine has room for them, or find out what makes them slow.".into()
             }
@@ -413,7 +406,7 @@ impl Failure {
                 variable: "SCRIPT_FILENAME" | "SCRIPT_NAME" | "DOCUMENT_ROOT",
                 ..
             } => 403,
-            Self::BadPath { .. } | Self::BadVariable { .. } | Self::BadContentLength { .. } => 400,
+            Self::BadPath { .. } | Self::BadVariable { .. } => 400,
             Self::NotFound { named: false, .. } => 404,
             Self::NotFound { .. }
             | Self::OutsideRoot { .. }
@@ -423,6 +416,8 @@ impl Failure {
             | Self::Writable { .. }
             | Self::Inaccessible { .. }
             | Self::TooManyLinks { .. } => 403,
+            // Rights, as where a script may not be executed.
+            Self::WrongFolder { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => 403,
             Self::BodyTooLarge { .. } => 413,
             Self::TooManyVariables { .. } => 431,
             Self::CannotStart { error, .. } => match Errno::from_io_error(error) {
@@ -445,12 +440,6 @@ impl Failure {
             | Self::Incomplete { .. }
             | Self::Output { .. } => 502,
         }
-    }
-
-    /// As an application's error, with the status of the failure.
-    pub fn into_error(self) -> Error {
-        let status = self.status();
-        Error::new(self).with_status(status)
     }
 
     /// Where the client is sent instead, with a status of the 300s.
@@ -566,9 +555,6 @@ impl fmt::Display for Failure {
             Self::TooManyVariables { name: None, len, limit } => {
                 write!(f, "expected variables of at most {limit} bytes in all, got {len}")
             }
-            Self::BadContentLength { value } => {
-                write!(f, "expected the length of the body in CONTENT_LENGTH, got {value}")
-            }
             Self::BodyTooLarge { limit } => write!(f, "expected a body of at most {limit} bytes, got a longer one"),
             Self::Spool { folder, error } => {
                 write!(f, "expected to keep the request's body in {}, and could not: {error}", Shown(folder))
@@ -584,9 +570,6 @@ impl fmt::Display for Failure {
                     f,
                     "expected a free place, and {value} processes of this script, as many as may, ran for {waited:.1?}"
                 )
-            }
-            Self::Busy { limit: Busy::Shutdown, .. } => {
-                f.write_str("expected to run scripts, and the host is shutting down")
             }
             Self::HeadTimeout { limit, start } => {
                 write!(f, "expected a response head within {limit:?}, got {start} so far")
@@ -739,13 +722,11 @@ mod tests {
             Failure::NoSlash { location: "/x/".into(), safe: true },
             Failure::BadVariable { name: start(), fault: "which holds NUL" },
             Failure::TooManyVariables { name: None, len: 5, limit: 4 },
-            Failure::BadContentLength { value: start() },
             Failure::BodyTooLarge { limit: 4 },
             Failure::Spool { folder: "/tmp".into(), error: error() },
             Failure::Busy { limit: Busy::Queue, value: 4, waited: second },
             Failure::Busy { limit: Busy::Wait, value: 4, waited: second },
             Failure::Busy { limit: Busy::WaitForScript, value: 4, waited: second },
-            Failure::Busy { limit: Busy::Shutdown, value: 0, waited: second },
             Failure::HeadTimeout { limit: second, start: start() },
             Failure::ReadTimeout { limit: second, received: 7 },
             Failure::Timeout { limit: second },
@@ -768,10 +749,6 @@ mod tests {
             assert!(failure.cause().starts_with("expected "), "{failure}");
             assert!(!failure.mend().is_empty() && !failure.mend().contains("  "), "{failure:?}");
             assert_eq!(failure.location().is_some(), (300..400).contains(&failure.status()));
-            let status = failure.status();
-            if status >= 400 {
-                assert_eq!(failure.into_error().status(), status);
-            }
         }
         let causes: Vec<String> = all().iter().map(Failure::cause).collect();
         for expected in [

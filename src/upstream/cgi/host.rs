@@ -18,12 +18,12 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::config::{Config, ConfigError, RequestBody};
 use super::environment::{self, Rules};
 use super::exchange::{Exchange, Failed, Request};
-use super::failure::{Busy, Failure, why_not_started};
+use super::failure::{Busy, Failure, not_started};
 use super::nph::end_to_end;
 use super::process::{self, Process};
 use super::queue::{self, NoPlace, Place, Places};
 use super::script::{Finder, Script};
-use super::spawn::{Command, SpawnError, Step};
+use super::spawn::{Command, Step};
 use super::stderr::harmless;
 use crate::application::driver::{self, error_page};
 use crate::application::{
@@ -103,6 +103,7 @@ impl Host {
     ///
     /// For a folder or program that is not there, or that others can write to; see [`ConfigError`].
     pub fn new(config: Config) -> Result<Self, ConfigError> {
+        let config = config.with_times_that_end();
         let finder = Finder::new(&config)?;
         let rules = Rules::new(&config)?;
         let places = Places::new(queue::Limits {
@@ -126,6 +127,23 @@ impl Host {
 
     /// Waits until no script runs. For shutting down: when the gateway is done, scripts whose clients were cut off may still be in their
     /// [`Config::kill_grace`], and a runtime that ends before leaves it to the kernel and the watcher to end them.
+    ///
+    /// ```no_run
+    /// use std::sync::Arc;
+    ///
+    /// use gatespan::gateway::{Afterwards, Options, run_with};
+    /// use gatespan::upstream::cgi::{Config, Host};
+    ///
+    /// # fn main() -> Result<std::process::ExitCode, Box<dyn std::error::Error>> {
+    /// let mut config = Config::default();
+    /// config.roots = vec!["/usr/lib/cgi-bin".into()];
+    /// let host = Arc::new(Host::new(config)?);
+    /// let scripts = host.clone();
+    /// let mut options = Options::default();
+    /// options.afterwards = Afterwards::new(async move { scripts.idle().await });
+    /// Ok(run_with(host, options))
+    /// # }
+    /// ```
     pub async fn idle(&self) {
         self.places.empty().await;
     }
@@ -242,8 +260,7 @@ impl Host {
         command.identity.clone_from(&self.config.identity);
         match Process::start(command, stdin, &self.settings).await {
             Ok(process) => Ok((process, rest)),
-            Err(SpawnError { step: Step::Exec | Step::Directory, source }) => Err(why_not_started(&script, source)),
-            Err(SpawnError { step, source }) => Err(cannot_start(&step.to_string(), source)),
+            Err(error) => Err(not_started(&script, error)),
         }
     }
 
@@ -301,11 +318,11 @@ impl Host {
             page.head.headers.push("Location", location);
             return page.pass_on(start_response);
         }
-        let (cause, mend) = (failure.cause(), failure.mend());
+        let (cause, mend) = (failure.cause(), &*failure.mend());
         if code < 500 {
-            tracing::warn!(request_id = id, script, status = code, cause, %mend, "request failed");
+            tracing::warn!(request_id = id, script, status = code, cause, mend, "request failed");
         } else {
-            tracing::error!(request_id = id, script, status = code, cause, %mend, "request failed");
+            tracing::error!(request_id = id, script, status = code, cause, mend, "request failed");
         }
         if let Failure::Busy { .. } = failure {
             let seconds = self.config.queue_wait.as_secs() + u64::from(self.config.queue_wait.subsec_nanos() > 0);

@@ -3,6 +3,21 @@
 //! [`Host`] answers each request by running a program, as RFC 3875 has it. It is an [`Application`](crate::Application), so that
 //! it runs behind every gateway and within any middleware.
 //!
+//! ```no_run
+//! use gatespan::middleware::Mount;
+//! use gatespan::upstream::cgi::{Config, Host};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut config = Config::default();
+//! config.roots = vec!["/usr/lib/cgi-bin".into()];
+//! let site = Mount::new().at("/cgi-bin", Host::new(config)?);
+//! # let _ = site;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`Host`] shows how it is served, and how it is a tower service.
+//!
 //! In reading order: [`Config`]; [`script`], which file answers; [`environment`], what it is told; the host and its queue; [`process`],
 //! [`spawn`] and [`watcher`], how programs are started and ended; `exchange`, one request from the first byte to the last; [`failure`],
 //! why there is no answer.

@@ -26,6 +26,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
 
+use super::config::FOR_EVER;
 use super::spawn::{Command, SpawnError, Step, signal_group, spawn, threads, watched};
 use super::watcher::{Place, WATCHED, Watcher};
 
@@ -198,7 +199,7 @@ fn launch(command: &Command, input: Input, settings: Settings, runtime: Handle) 
             place,
             pidfd: None,
             pause: None,
-            grace: settings.grace,
+            grace: FOR_EVER.min(settings.grace),
             kill_leftovers: settings.kill_leftovers,
             is_released: false,
             runtime,

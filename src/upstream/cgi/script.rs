@@ -41,7 +41,7 @@ use super::failure::{Failure, PathFault};
 use super::spelling::{Parts, Request, has_encoded_slash, path_translated, prefix, set, trim_slashes, without_proxy};
 use super::walk::{Border, MAX_PATH_LEN, Place, Root, Unfit, Walk, check_folders, is_writable};
 use crate::application::{Environ, PATH};
-use crate::protocol::cgi::{self, Excerpt};
+use crate::protocol::cgi::Excerpt;
 
 /// A script that was found and may be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,8 +65,6 @@ pub struct Script {
     pub script_filename: PathBuf,
     /// DOCUMENT_ROOT: the web server's folder of documents, or the root that the script was found under.
     pub document_root: Option<PathBuf>,
-    /// Whether the script's name says that it speaks HTTP itself.
-    pub is_nph: bool,
     /// The script's name for the log.
     pub name: String,
 }
@@ -79,7 +77,6 @@ pub struct Finder {
     index: Vec<OsString>,
     /// The longest ending first.
     interpreters: Vec<(OsString, CString)>,
-    nph: bool,
 }
 
 impl Finder {
@@ -120,7 +117,7 @@ impl Finder {
             interpreters.push((ending.clone(), c_string(path.into_os_string().into_vec())));
         }
         interpreters.sort_by_key(|(ending, _)| std::cmp::Reverse(ending.len()));
-        Ok(Self { border, program, index: config.index.clone(), interpreters, nph: config.nph })
+        Ok(Self { border, program, index: config.index.clone(), interpreters })
     }
 
     /// The script that answers a request. Looks at the disk, and so may block where that is slow.
@@ -239,7 +236,7 @@ impl Finder {
                 let fault = PathFault::TooLong { len: filename.len(), limit: MAX_PATH_LEN };
                 return Err(Failure::BadPath { variable, path: Excerpt::new(filename), fault });
             }
-            place = match walk.step(part.bytes, variable)? {
+            place = match walk.step(part.bytes, variable).map_err(|failure| in_whole(failure, filename))? {
                 Place::Missing if walk.is_entering() => return Err(not_found(walk.path())),
                 place => place,
             };
@@ -316,7 +313,7 @@ impl Finder {
                 let fault = PathFault::TooLong { len: shown.len() + part.end, limit: MAX_PATH_LEN };
                 return Err(Failure::BadPath { variable: "PATH_INFO", path: Excerpt::new(path), fault });
             }
-            match walk.step(part.bytes, "PATH_INFO")? {
+            match walk.step(part.bytes, "PATH_INFO").map_err(|failure| in_whole(failure, path))? {
                 Place::Folder => {}
                 Place::Missing => return Err(Failure::NotFound { looked: vec![walk.path()], named: root.is_none() }),
                 Place::File(mode) => {
@@ -370,7 +367,6 @@ impl Finder {
             arguments,
             path_translated: path_translated(request, &path_info, document_root.as_deref()),
             document_root,
-            is_nph: self.nph && cgi::is_nph_name(shown.as_os_str().as_bytes()),
             name: shown.to_string_lossy().into_owned(),
             file,
             script_name: split.script_name.into_owned(),
@@ -406,6 +402,14 @@ struct Split<'a> {
     path_info: Cow<'a, [u8]>,
     /// The root that it was found under, unless a web server named it.
     root: Option<&'a Root>,
+}
+
+/// A path that is none, shown from its beginning and not from the part that is wrong.
+fn in_whole(failure: Failure, path: &[u8]) -> Failure {
+    match failure {
+        Failure::BadPath { variable, fault, .. } => Failure::BadPath { variable, path: Excerpt::new(path), fault },
+        failure => failure,
+    }
 }
 
 /// Where a folder is whose slash is missing. One slash at the beginning, never two, which would be another host's address.

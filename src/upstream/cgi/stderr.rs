@@ -1,6 +1,5 @@
 //! What scripts write to standard error: taken line by line to the log, bounded in length and in number.
 
-use std::io::Write;
 use std::mem;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -102,8 +101,8 @@ impl Stderr {
         let text = harmless(shown);
         tracing::warn!(request_id = request.id(), script = request.script, "{text}{more}");
         if request.stderr_to_web_server {
-            // Such a log never fails.
-            let _ = writeln!(request.environ.errors(), "{text}{more}");
+            // In one piece: web servers make a line of each.
+            request.environ.errors().line(format_args!("{text}{more}"));
         }
     }
 

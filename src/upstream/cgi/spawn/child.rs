@@ -207,9 +207,9 @@ unsafe fn execute(orders: &Orders<'_>) -> (c_int, c_int) {
     // The last steps are taken with the rights of the user whom the program runs as. libc's functions for these would change
     // all threads of this process; the system calls change the calling process only.
     if let Some((uid, gid, groups)) = orders.identity {
-        call!(IDENTITY, libc::SYS_setgroups, groups.len(), groups.as_ptr());
-        call!(IDENTITY, libc::SYS_setresgid, gid, gid, gid);
-        call!(IDENTITY, libc::SYS_setresuid, uid, uid, uid);
+        call!(IDENTITY, SET_GROUPS, groups.len(), groups.as_ptr());
+        call!(IDENTITY, SET_GIDS, gid, gid, gid);
+        call!(IDENTITY, SET_UIDS, uid, uid, uid);
     }
     call!(DIRECTORY, libc::SYS_chdir, orders.directory);
 
@@ -226,6 +226,20 @@ unsafe fn execute(orders: &Orders<'_>) -> (c_int, c_int) {
     // It does not return without an error.
     (EXEC, libc::ENOEXEC)
 }
+
+// On the oldest machines the calls of these names take numbers of 16 bits: user 65,536 would be root.
+#[cfg(any(target_arch = "arm", target_arch = "x86"))]
+const SET_GROUPS: c_long = libc::SYS_setgroups32;
+#[cfg(any(target_arch = "arm", target_arch = "x86"))]
+const SET_GIDS: c_long = libc::SYS_setresgid32;
+#[cfg(any(target_arch = "arm", target_arch = "x86"))]
+const SET_UIDS: c_long = libc::SYS_setresuid32;
+#[cfg(not(any(target_arch = "arm", target_arch = "x86")))]
+const SET_GROUPS: c_long = libc::SYS_setgroups;
+#[cfg(not(any(target_arch = "arm", target_arch = "x86")))]
+const SET_GIDS: c_long = libc::SYS_setresgid;
+#[cfg(not(any(target_arch = "arm", target_arch = "x86")))]
+const SET_UIDS: c_long = libc::SYS_setresuid;
 
 /// The highest signal's number.
 const SIGNALS: c_int = 64;
