@@ -8,9 +8,13 @@
 //!
 //! Paths may be relative; a socket called `fd` is `./fd`. IPv6 addresses stand in brackets.
 
+mod network;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+
+pub use network::{Network, NetworkError, Trusted};
 
 /// One end of a bridge.
 #[derive(Debug, Clone, PartialEq, Eq)]

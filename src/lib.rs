@@ -23,13 +23,13 @@
 //! - Floor 1, `application`: the waist. What an application is, what it is told and what it gives back, and the driver that turns
 //!   the one into the other. Read `application::Application` first.
 //! - Floor 2, around the waist: `gateway` takes requests in (`cgi`, `fastcgi`, `http`, and `run`, which finds out which of them this
-//!   process is), `middleware` wraps applications, `upstream` is the applications that live somewhere else (`cgi`, `fastcgi`), `tower`
-//!   is the bridge to tower's services.
+//!   process is), `middleware` wraps applications, `upstream` is the applications that live somewhere else (`cgi`, `fastcgi`, `http`,
+//!   `files`), `tower` is the bridge to tower's services.
 //!
 //! # Features
 //!
 //! `cgi`, `fastcgi` and `http`, the gateways, are on by default. `tower`, `access-log` and `cli` (the tool) are not, nor are the upstreams (`upstream-cgi`,
-//! `upstream-fastcgi`). Without any, floor 0 is
+//! `upstream-fastcgi`, `upstream-http`, `upstream-https` with TLS, `upstream-files`). Without any, floor 0 is
 //! all there is, and tokio is not compiled.
 
 pub mod address;
@@ -40,7 +40,12 @@ pub mod application;
 pub mod middleware;
 #[cfg(feature = "application")]
 pub mod gateway;
-#[cfg(any(feature = "upstream-cgi", feature = "upstream-fastcgi"))]
+#[cfg(any(
+    feature = "upstream-cgi",
+    feature = "upstream-fastcgi",
+    feature = "upstream-files",
+    feature = "upstream-http"
+))]
 pub mod upstream;
 #[cfg(feature = "tower")]
 pub mod tower;

@@ -11,10 +11,10 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("protocol", &[]),
     ("address", &[]),
     ("application", &["protocol"]),
-    ("middleware", &["application", "protocol"]),
+    ("middleware", &["address", "application", "protocol"]),
     ("gateway", &["application", "address", "protocol"]),
     ("tower", &["application", "protocol"]),
-    ("upstream", &["application", "protocol"]),
+    ("upstream", &["address", "application", "protocol"]),
 ];
 
 /// The files that may hold `unsafe`. ARCHITECTURE.md says why.

@@ -40,6 +40,12 @@ pub(crate) const PATH: &AsciiSet = &percent_encoding::NON_ALPHANUMERIC
     .remove(b':')
     .remove(b'@');
 
+/// A decoded path as it is written in an address.
+#[cfg(any(feature = "upstream-files", feature = "upstream-http"))]
+pub(crate) fn encode_path(path: &[u8]) -> String {
+    percent_encoding::percent_encode(path, PATH).collect()
+}
+
 /// The variables of a request, cheap to clone, and its input, which is not: [`Environ::without_input`] makes the copy for
 /// sub-requests, retries and redirects.
 ///

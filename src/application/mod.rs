@@ -13,23 +13,29 @@ mod body;
 mod error;
 mod class;
 mod blocking;
+mod forwarded;
 mod local_redirect;
 pub mod driver;
 #[cfg(any(feature = "http", feature = "tower"))]
 pub(crate) mod message;
+#[cfg(any(feature = "tower", feature = "upstream-http"))]
+pub(crate) mod target;
 
 pub use blocking::{BlockingApplication, Pool, PoolConfig, PoolFull, blocking};
 pub use body::{Body, DEFAULT_BLOCK_SIZE, FileRange, FileReader, Frame, Frames, IntoChunk};
 pub use callable::{AnyApplication, Application};
 pub use class::{Class, ClassApplication, class};
-#[cfg(any(feature = "tower", feature = "upstream-cgi"))]
+#[cfg(feature = "upstream-cgi")]
 pub(crate) use environ::PATH;
+#[cfg(any(feature = "upstream-files", feature = "upstream-http"))]
+pub(crate) use environ::encode_path;
 #[cfg(feature = "fastcgi")]
 pub(crate) use environ::{Cancellable, Cancelling, Facts};
 pub use environ::{Cancellation, Environ, NotText, Peer, Server, VariableError, Variables};
 pub use error::Error;
 pub use errors::{Errors, Log};
-#[cfg(any(feature = "tower", feature = "upstream-cgi"))]
+pub use forwarded::ForwardedFor;
+#[cfg(any(feature = "tower", feature = "upstream-cgi", feature = "upstream-fastcgi", feature = "upstream-http"))]
 pub(crate) use head::is_hop_by_hop;
 pub use head::{Head, HeadError, Headers, Status};
 pub use input::{BlockingInput, Input, InputError, Lines, Source};

@@ -7,6 +7,8 @@ pub mod validate;
 mod mount;
 mod limit;
 mod timeout;
+mod authorizer;
+mod client_address;
 mod redirect;
 mod send_file;
 mod request_id;
@@ -15,6 +17,8 @@ mod access_log;
 
 #[cfg(feature = "access-log")]
 pub use access_log::{AccessLog, Format, access_log, to_writer};
+pub use authorizer::{Authorized, AuthorizerConfig, AuthorizerFailed, authorizer};
+pub use client_address::{ClientAddress, ClientAddressConfig, ClientField, client_address};
 pub use limit::{Limit, Limited, limit};
 pub use mount::Mount;
 pub use redirect::{LocalRedirect, RedirectError, Redirects, local_redirect};

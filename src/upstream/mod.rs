@@ -7,6 +7,15 @@
 pub mod cgi;
 #[cfg(feature = "upstream-fastcgi")]
 pub mod fastcgi;
+#[cfg(feature = "upstream-files")]
+pub mod files;
+#[cfg(feature = "upstream-http")]
+pub mod http;
+#[cfg(feature = "upstream-files")]
+mod root;
+#[cfg(feature = "upstream-files")]
+pub mod site;
+#[cfg(any(feature = "upstream-cgi", feature = "upstream-fastcgi"))]
 #[cfg_attr(
     not(feature = "upstream-cgi"),
     allow(dead_code, reason = "what is spooled for scripts is more than what FastCGI needs")
