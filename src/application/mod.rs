@@ -27,10 +27,10 @@ pub use callable::{AnyApplication, Application};
 pub use class::{Class, ClassApplication, class};
 #[cfg(feature = "upstream-cgi")]
 pub(crate) use environ::PATH;
-#[cfg(feature = "fastcgi")]
-pub(crate) use environ::{Cancellable, Cancelling, Facts};
 #[cfg(any(feature = "upstream-files", feature = "upstream-http"))]
 pub(crate) use environ::encode_path;
+#[cfg(feature = "fastcgi")]
+pub(crate) use environ::{Cancellable, Cancelling, Facts};
 pub use environ::{Cancellation, Environ, NotText, Peer, Server, VariableError, Variables};
 pub use error::Error;
 pub use errors::{Errors, Log};
