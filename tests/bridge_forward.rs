@@ -158,7 +158,7 @@ fn a_script_of_one_line_reaches_a_fastcgi_server_whatever_stands_behind_to() {
     let variables = [
         ("GATEWAY_INTERFACE", "CGI/1.1"),
         ("REQUEST_METHOD", "POST"),
-        ("SCRIPT_NAME", "/bridge.cgi"),
+        ("SCRIPT_NAME", "/app"),
         ("PATH_INFO", "/digest"),
         ("SERVER_PROTOCOL", "HTTP/1.1"),
         ("SERVER_NAME", "localhost"),
@@ -330,6 +330,25 @@ fn a_program_that_dies_is_started_again() {
     bridge.log.line("the program ended by itself");
     assert_ne!(process(), first);
     bridge.stop();
+}
+
+#[test]
+fn a_second_signal_leaves_no_program_running() {
+    let scratch = Scratch::new();
+    let to = format!("fastcgi:exec:{}", text(&scratch, "cgi-bin/app"));
+    let mut bridge = Bridge::start(&[PORT, &to, "--workers", "1"]);
+    let page = bridge.body("/connection");
+    let process = variable(&page, "connection").unwrap().split('/').next().unwrap().to_owned();
+    let mut running = TcpStream::connect(&bridge.place).unwrap();
+    let mark = text(&scratch, "marks/running");
+    running.write_all(format!("GET /linger?tick=1&file={mark} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes()).unwrap();
+    assert_eq!(running.read(&mut [0; 12]).unwrap(), 12);
+    bridge.signal(rustix::process::Signal::TERM);
+    bridge.log.line("stopping");
+    assert!(Path::new("/proc").join(&process).exists());
+    bridge.signal(rustix::process::Signal::TERM);
+    assert_eq!(bridge.end(), Some(143));
+    assert!(!Path::new("/proc").join(&process).exists(), "process {process} is left");
 }
 
 // HTTP servers and folders.

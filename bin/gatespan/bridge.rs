@@ -339,6 +339,7 @@ pub(crate) fn run(arguments: &Arguments, form: Form) -> anyhow::Result<()> {
     let served = prepare(arguments, form, &running).and_then(|(application, log)| {
         let at = arguments.script_name.clone().unwrap_or_default();
         let to = arguments.to.to_string();
+        let programs = running.clone();
         let tell = move |event: Event<'_>| match event {
             Event::Listening(addresses) => {
                 for address in addresses {
@@ -349,6 +350,7 @@ pub(crate) fn run(arguments: &Arguments, form: Form) -> anyhow::Result<()> {
                     log.reopen_at_hangup();
                 }
             }
+            Event::Ending => programs.kill(),
             Event::Stopping => say(form, "stopping when the running requests are finished; another signal ends them"),
             _ => {}
         };

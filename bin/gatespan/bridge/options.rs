@@ -38,7 +38,7 @@ pub(super) struct Servers {
     pub(super) multiplex: Option<u16>,
     /// What an HTTP server is told of the client: nothing, X-Forwarded-For, -Proto, -Host and -Port, or Forwarded (RFC 7239) [default: x]
     #[arg(long, value_name = "FIELDS", value_enum)]
-    pub(super) forwarded: Option<Forwarded>,
+    pub(super) forwarded: Option<ClientFields>,
     /// The Host that an HTTP server is told: the client's, the server's own, or this one [default: client]
     #[arg(long, value_name = "client|target|NAME", value_parser = parse_host)]
     pub(super) host: Option<http::HostField>,
@@ -51,7 +51,7 @@ pub(super) struct Servers {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Forwarded {
+pub(super) enum ClientFields {
     Off,
     X,
     Forwarded,
@@ -246,9 +246,9 @@ impl Arguments {
         }
         if let Some(forwarded) = servers.forwarded {
             config.forwarded = match forwarded {
-                Forwarded::Off => http::ForwardedFields::Off,
-                Forwarded::X => http::ForwardedFields::XForwarded,
-                Forwarded::Forwarded => http::ForwardedFields::Forwarded,
+                ClientFields::Off => http::ForwardedFields::Off,
+                ClientFields::X => http::ForwardedFields::XForwarded,
+                ClientFields::Forwarded => http::ForwardedFields::Forwarded,
             };
         }
         config.trusted = self.clients.trusted();

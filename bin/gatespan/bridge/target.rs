@@ -3,6 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::Context;
 use gatespan::Application;
@@ -38,6 +39,9 @@ pub(super) struct Settings {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Running(Arc<Mutex<Option<(Runtime, Vec<Programs>)>>>);
 
+/// How long killing them may take before the process ends without having waited for them.
+const KILLED_WITHIN: Duration = Duration::from_secs(2);
+
 impl Running {
     fn start(&self, program: ProgramConfig, config: fastcgi::Config) -> anyhow::Result<Forwarder> {
         let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -56,6 +60,19 @@ impl Running {
         let forwarder = programs.forwarder().clone();
         all.push(programs);
         Ok(forwarder)
+    }
+
+    /// Ends the programs at once.
+    pub(super) fn kill(&self) {
+        let running = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((runtime, all)) = running {
+            // On a thread that may wait; what watches over a process kills it when it is dropped.
+            let killed = std::thread::spawn(move || {
+                runtime.shutdown_timeout(KILLED_WITHIN);
+                drop(all);
+            });
+            let _ = killed.join();
+        }
     }
 
     /// Ends the programs, and waits for that.
