@@ -286,6 +286,53 @@ fn time_limits_hold_for_servers() {
 }
 
 #[test]
+fn a_server_that_accepts_nothing_is_given_up_within_the_limit() {
+    let scratch = Scratch::new();
+    let socket = scratch.path("full.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    // Room for one connection, which is taken.
+    rustix::net::listen(&listener, 0).unwrap();
+    let _waiting = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+    let bridge = Bridge::start(&[PORT, &format!("fastcgi:{}", socket.display()), "--connect-timeout", "200ms"]);
+    let answer = bridge.get("/");
+    assert!(matches!(status(&answer), 502 | 504), "{answer}");
+    bridge.stop();
+}
+
+#[test]
+fn requests_share_a_connection_when_both_sides_want_that() {
+    let scratch = Scratch::new();
+    let socket = scratch.path("app.sock");
+    let announcing = [("GATESPAN_FASTCGI_MULTIPLEX", "1")];
+    let _server = scratch.application(&Listening::Unix(socket.clone()), &announcing);
+    let to = format!("fastcgi:{}", socket.display());
+    let connections = |options: &[&str]| {
+        let bridge = Bridge::start(&[&[PORT, &to], options].concat());
+        let seen = std::thread::scope(|scope| {
+            let ask = || variable(&bridge.body("/connection?ms=1500"), "connection").unwrap();
+            let first = scope.spawn(ask);
+            [ask(), first.join().unwrap()]
+        });
+        bridge.stop();
+        seen
+    };
+    let [first, second] = connections(&["--multiplex", "8"]);
+    assert_eq!(first, second);
+    let [first, second] = connections(&[]);
+    assert_ne!(first, second);
+}
+
+#[test]
+fn what_a_server_says_on_stderr_is_logged() {
+    let scratch = Scratch::new();
+    let (_server, to) = application(&scratch);
+    let bridge = Bridge::start(&[PORT, &to]);
+    assert_eq!(bridge.body("/stderr?text=told-so"), "logged\n");
+    bridge.log.line("told-so");
+    bridge.stop();
+}
+
+#[test]
 fn bodies_without_a_length_are_spooled_within_limits_or_streamed() {
     let scratch = Scratch::new();
     let (_server, to) = application(&scratch);

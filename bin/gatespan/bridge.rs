@@ -277,14 +277,13 @@ Examples:
   gatespan bridge http://[::1]:8080 cgi:/usr/lib/cgit/cgit.cgi     one program for all paths
   gatespan bridge http://127.0.0.1:8080 fastcgi:/run/php/php-fpm.sock --root site/
                                                                    a web server for PHP
-  gatespan bridge http://127.0.0.1:8080 fastcgi:/run/php/php-fpm.sock --root blog/ \
-      --try-files '$uri $uri/ /index.php?$args' --deny '/wp-content/uploads/*.php'
-                                                                   with a front controller (WordPress)
-  gatespan bridge http://127.0.0.1:8080 fastcgi:exec:bin/app --workers 4 --route /static=file:static/
-                                                                   a FastCGI program, started and watched
-  gatespan bridge fastcgi:/run/gw.sock http://127.0.0.1:3000       an HTTP server behind fastcgi_pass
+  gatespan bridge http://127.0.0.1:8080 fastcgi:exec:bin/app       a program, started and watched
+  gatespan bridge fastcgi:/run/gw.sock http://127.0.0.1:3000       HTTP behind fastcgi_pass
   gatespan bridge http://127.0.0.1:8080 cgi:bin/ --route /hi=app:hello --access-log -
   gatespan bridge http://127.0.0.1:8080 app:environ                what an application is told
+
+A PHP site with a front controller also needs, as WordPress has it:
+  --try-files '$uri $uri/ /index.php?$args' --deny '/wp-content/uploads/*.php'
 
 As a CGI script, with this as its first line; nothing that follows TO is read as an option:
   #!/usr/bin/env -S gatespan bridge cgi: cgi:/srv/scripts/
