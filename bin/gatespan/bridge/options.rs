@@ -83,7 +83,8 @@ pub(super) struct Sites {
     /// Answer paths that fit with 403; * and ? stand for any letters, and without a slash at its beginning it fits at any depth. May be repeated
     #[arg(long, value_name = "PATTERN", value_parser = parse_pattern)]
     pub(super) deny: Vec<Pattern>,
-    /// The ending of scripts' names. May be repeated [default: .php]
+    /// The ending of scripts' names, in the place of .php: unless that is named as well, its files are given out as they are. May be repeated
+    /// [default: .php]
     #[arg(long = "script-ending", value_name = ".ENDING", value_parser = parse_ending)]
     pub(super) script_endings: Vec<String>,
     /// Where --root is for the FastCGI server, such as one in a container [default: where it is here]
