@@ -2,18 +2,21 @@
 //! and what is made of it.
 
 mod builtin;
+mod effect;
 mod log_file;
+mod options;
 mod target;
 mod told;
 mod values;
 mod words;
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,13 +27,15 @@ use gatespan::address::{Address, AddressError, Endpoint};
 use gatespan::application::{AnyApplication, Errors, Log};
 use gatespan::gateway::{Afterwards, Event, RunError, run_at};
 use gatespan::middleware::{
-    Format, Mount, Redirects, SendFileRoots, access_log, local_redirect, request_id, send_file, to_writer,
+    AuthorizerConfig, Format, Mount, Redirects, SendFileRoots, access_log, authorizer, client_address, local_redirect,
+    request_id, send_file, to_writer,
 };
 use gatespan::upstream::cgi;
 use gatespan::upstream::cgi::spawn::{Identity, close_on_exec_all};
 use gatespan::upstream::cgi::watcher::Watcher;
 
 use self::log_file::LogFile;
+use self::target::{Beside, Settings};
 use self::told::told;
 use crate::logging::{Form, SERVING};
 
@@ -40,8 +45,12 @@ use crate::logging::{Form, SERVING};
 /// socket or with fd for one that is handed over (descriptor 0, or LISTEN_FDS from systemd); or cgi:, where a web server starts this
 /// process as a CGI script.
 ///
-/// TO is what answers: cgi:/FOLDER/ for the CGI programs in a folder, cgi:/PROGRAM for one of them, or an application that is built in: app:hello (a
-/// line of text), app:environ (what an application is told), app:echo (the request's body), app:demo (that of gatespan demo).
+/// TO is what answers: cgi:/FOLDER/ for the CGI programs in a folder, cgi:/PROGRAM for one of them; fastcgi:/SOCKET, fastcgi://HOST:PORT or
+/// fastcgi:@NAME for a FastCGI server, fastcgi:exec:/PROGRAM for one that is started here, each with --root for the scripts and files of a site;
+/// http://HOST:PORT, http:/SOCKET or https://HOST for an HTTP server; file:/FOLDER for files; or an application that is built in: app:hello (a line of
+/// text), app:environ (what an application is told), app:echo (the request's body), app:demo (that of gatespan demo).
+///
+/// An option that has no effect for the targets that are named is refused.
 ///
 /// Sizes are such as 64K, 10M or 1G (K is 1,024), lengths of time such as 500ms, 30s or 2m; a number alone is bytes or seconds.
 #[derive(Debug, Args)]
@@ -65,7 +74,15 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     listening: Listening,
     #[command(flatten)]
+    clients: options::Clients,
+    #[command(flatten)]
     scripts: Scripts,
+    #[command(flatten)]
+    servers: options::Servers,
+    #[command(flatten)]
+    programs: options::Programs,
+    #[command(flatten)]
+    sites: options::Sites,
     #[command(flatten)]
     bodies: Bodies,
     #[command(flatten)]
@@ -111,18 +128,20 @@ struct Listening {
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Scripts (cgi:)")]
+#[command(next_help_heading = "Scripts (cgi:, fastcgi:)")]
 struct Scripts {
-    /// A further folder that scripts may lie in, after TO's. May be repeated
+    /// For cgi: a further folder that scripts may lie in, after TO's; may be repeated. For fastcgi: the folder of a site, whose scripts go to TO (where
+    /// TO is none, to the FastCGI servers of routes) and whose files are sent
     #[arg(long = "root", value_name = "FOLDER")]
     roots: Vec<PathBuf>,
-    /// The script that answers for its folder. May be repeated; the first that is there counts [default: none]
+    /// What answers for its folder. May be repeated; the first that is there counts [default: index.php and index.html for a site, index.html for
+    /// file:, none for cgi:]
     #[arg(long, value_name = "NAME")]
     index: Vec<OsString>,
     /// Run files of this ending with a program, whether or not they are executable. May be repeated
     #[arg(long = "interpreter", value_name = ".ENDING=PROGRAM", value_parser = values::interpreter)]
     interpreters: Vec<(OsString, PathBuf)>,
-    /// Set a variable for scripts. May be repeated
+    /// Set a variable for scripts and programs. May be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = values::variable)]
     env: Vec<(OsString, OsString)>,
     /// Let a variable through that steers loaders or interpreters, from the web server or from this process. May be repeated; NAME* is all that begin so
@@ -146,42 +165,42 @@ struct Scripts {
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Request bodies of unknown length")]
+#[command(next_help_heading = "Request bodies of unknown length (cgi:, fastcgi:)")]
 struct Bodies {
-    /// What becomes of one
-    #[arg(long, value_name = "HOW", value_enum, default_value_t = RequestBody::Spool)]
-    request_body: RequestBody,
-    /// The longest that is spooled; longer ones are 413
-    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = values::size)]
-    spool_limit: u64,
-    /// How much of each is kept in memory before it goes to a file without a name, in TMPDIR or /tmp
-    #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = values::memory)]
-    spool_memory: usize,
+    /// What becomes of one [default: spool]
+    #[arg(long, value_name = "HOW", value_enum)]
+    request_body: Option<RequestBody>,
+    /// The longest that is spooled; longer ones are 413 [default: 1G]
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    spool_limit: Option<u64>,
+    /// How much of each is kept in memory before it goes to a file without a name, in TMPDIR or /tmp [default: 64K for cgi:, 256K for fastcgi:]
+    #[arg(long, value_name = "SIZE", value_parser = values::memory)]
+    spool_memory: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum RequestBody {
-    /// Read it first, so that the script is told CONTENT_LENGTH
+    /// Read it first, so that the application is told CONTENT_LENGTH
     Spool,
-    /// Start the script at once, without CONTENT_LENGTH; it reads to the end of its input
+    /// Pass it on as it comes, without CONTENT_LENGTH; the application reads to the end of its input
     Stream,
 }
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Time limits")]
 struct Times {
-    /// How long a script may take to the end of its response head; then 504
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = values::duration)]
-    head_timeout: Duration,
-    /// How long it may write nothing after that
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = values::duration)]
-    read_timeout: Duration,
+    /// How long a script or server may take to the end of its response head; then 504 [default: 60s]
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    head_timeout: Option<Duration>,
+    /// How long it may send nothing after that [default: 60s]
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    read_timeout: Option<Duration>,
     /// How long it may take in all [default: no limit]
     #[arg(long, value_name = "TIME", value_parser = values::duration)]
     timeout: Option<Duration>,
-    /// How long a script and what it started have between SIGTERM and SIGKILL
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::duration)]
-    kill_grace: Duration,
+    /// How long a script or program and what it started have between SIGTERM and SIGKILL [default: 5s]
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    kill_grace: Option<Duration>,
     /// End processes that a script leaves running when it ends
     #[arg(long)]
     kill_leftovers: bool,
@@ -190,18 +209,18 @@ struct Times {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "How many at once")]
 struct Numbers {
-    /// Scripts that run at once, for each TO
-    #[arg(short, long, value_name = "NUMBER", default_value = "64", value_parser = values::at_least_one)]
-    concurrent: usize,
+    /// Scripts that run at once, for each TO [default: 64]
+    #[arg(short, long, value_name = "NUMBER", value_parser = values::at_least_one)]
+    concurrent: Option<usize>,
     /// Processes of one script that run at once [default: no further limit]
     #[arg(long, value_name = "NUMBER", value_parser = values::at_least_one)]
     concurrent_per_script: Option<usize>,
-    /// Requests that wait for their turn; one more is 503
-    #[arg(long, value_name = "NUMBER", default_value_t = 256)]
-    queue: usize,
-    /// How long a request waits before it is 503
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = values::duration)]
-    queue_wait: Duration,
+    /// Requests that wait for their turn; one more is 503 [default: 256 for cgi:, 1024 for servers]
+    #[arg(long, value_name = "NUMBER")]
+    queue: Option<usize>,
+    /// How long a request waits before it is 503 [default: 10s, 30s for fastcgi:]
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    queue_wait: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -259,11 +278,19 @@ Examples:
   gatespan bridge fastcgi:/run/gw.sock cgi:/usr/lib/cgi-bin/       what fcgiwrap does
   gatespan bridge fastcgi:fd cgi:/usr/lib/cgi-bin/                 with a socket from systemd
   gatespan bridge http://[::1]:8080 cgi:/usr/lib/cgit/cgit.cgi     one program for all paths
+  gatespan bridge http://127.0.0.1:8080 fastcgi:/run/php/php-fpm.sock --root site/
+                                                                   a web server for PHP
+  gatespan bridge http://127.0.0.1:8080 fastcgi:exec:bin/app       a program, started and watched
+  gatespan bridge fastcgi:/run/gw.sock http://127.0.0.1:3000       HTTP behind fastcgi_pass
   gatespan bridge http://127.0.0.1:8080 cgi:bin/ --route /hi=app:hello --access-log -
   gatespan bridge http://127.0.0.1:8080 app:environ                what an application is told
 
+A PHP site with a front controller also needs, as WordPress has it:
+  --try-files '$uri $uri/ /index.php?$args' --deny '/wp-content/uploads/*.php'
+
 As a CGI script, with this as its first line; nothing that follows TO is read as an option:
   #!/usr/bin/env -S gatespan bridge cgi: cgi:/srv/scripts/
+  #!/usr/bin/env -S gatespan bridge cgi: fastcgi:/run/app.sock
 
 Signals:
   SIGTERM, SIGINT  running requests are finished, within --shutdown-timeout; a second ends them
@@ -313,9 +340,11 @@ fn parse_user(text: &str) -> Result<u32, String> {
 
 pub(crate) fn run(arguments: &Arguments, form: Form) -> anyhow::Result<()> {
     let is_script = arguments.from == Address::CgiProcess;
-    let served = prepare(arguments, form).and_then(|Prepared { application, log, hosts }| {
+    let running = target::Running::default();
+    let served = prepare(arguments, form, &running).and_then(|Prepared { application, log, hosts }| {
         let at = arguments.script_name.clone().unwrap_or_default();
         let to = arguments.to.to_string();
+        let programs = running.clone();
         let tell = move |event: Event<'_>| match event {
             Event::Listening(addresses) => {
                 for address in addresses {
@@ -326,18 +355,22 @@ pub(crate) fn run(arguments: &Arguments, form: Form) -> anyhow::Result<()> {
                     log.reopen_at_hangup();
                 }
             }
+            Event::Ending => programs.kill(),
             Event::Stopping => say(form, "stopping when the running requests are finished; another signal ends them"),
             _ => {}
         };
         let mut options = arguments.options();
         // Scripts that were cut off have their grace; as a script, this process has one request, and what answered it may finish.
-        let at_most = (!is_script).then(|| arguments.times.kill_grace.saturating_add(Duration::from_secs(1)));
+        let grace = arguments.times.kill_grace.unwrap_or(cgi::Config::default().kill_grace);
+        let at_most = (!is_script).then(|| grace.saturating_add(Duration::from_secs(1)));
         options.afterwards = Afterwards::new(idle(hosts, at_most));
         run_at(std::slice::from_ref(&arguments.from), application, options, tell).map_err(|error| match error {
             RunError::Arguments(message) => UsageError(message).into(),
             error => error.into(),
         })
     });
+    // Their requests are finished, or were given up.
+    running.shutdown();
     // After the gateway has begun to answer, the page would be in the middle of another.
     if let Err(error) = &served
         && is_script
@@ -369,28 +402,34 @@ struct Prepared {
     hosts: Vec<Arc<cgi::Host>>,
 }
 
-/// What is to be done before there is a second thread.
-fn prepare(arguments: &Arguments, form: Form) -> anyhow::Result<Prepared> {
+/// What is to be done before there is a thread that answers requests.
+fn prepare(arguments: &Arguments, form: Form, running: &target::Running) -> anyhow::Result<Prepared> {
     arguments.check()?;
-    let mut all = std::iter::once(&arguments.to).chain(arguments.routes.iter().map(|(_, to)| to));
-    let has_scripts = all.any(|to| matches!(to, Address::Cgi(_)));
+    arguments.check_effects()?;
+    let has_scripts = arguments.targets().any(|to| matches!(to, Address::Cgi(_)));
+    let has_programs = arguments.targets().any(|to| matches!(to, Address::FastCgiProgram(_)));
     let mut config = arguments.cgi_config()?;
     let as_root = rustix::process::geteuid().is_root() && config.identity.is_none();
-    if has_scripts {
+    if has_scripts || has_programs {
         // What whoever started this process left open is not for scripts.
         close_on_exec_all()
             .context("the descriptors that this process was started with could not be kept from scripts")?;
+    }
+    if has_scripts {
         config.watcher = Some(Watcher::start().context("the process that watches over scripts could not be started")?);
     }
-    let mut settings = target::Settings { cgi: config, hosts: Vec::new() };
-    let mut application = target::open(&arguments.to, &mut settings)?;
-    if !arguments.routes.is_empty() {
-        let mut mount = Mount::new().fallback(application);
-        for (prefix, to) in &arguments.routes {
-            mount = mount.at(prefix, target::open(to, &mut settings)?);
-        }
-        application = AnyApplication::new(mount);
-    }
+    let settings = target::Settings {
+        cgi: config,
+        fastcgi: arguments.fastcgi_config(),
+        multiplex: arguments.servers.multiplex,
+        program: arguments.program_config(),
+        http: arguments.http_config(),
+        files: arguments.files_config()?,
+        site: arguments.site_config()?,
+        running: running.clone(),
+        hosts: RefCell::default(),
+    };
+    let mut application = arguments.open_all(&settings)?;
     if has_scripts && as_root && arguments.from != Address::CgiProcess {
         tracing::warn!("scripts run as root, which few of them need: name somebody else with --user");
     }
@@ -398,6 +437,9 @@ fn prepare(arguments: &Arguments, form: Form) -> anyhow::Result<Prepared> {
     if !send_file_roots.is_empty() || !accel_roots.is_empty() {
         let roots = SendFileRoots { files: send_file_roots.clone(), accel: accel_roots.clone() };
         application = AnyApplication::new(send_file(application, &roots)?);
+    }
+    for (_, to) in arguments.clients.authorizers.iter().filter(|(prefix, _)| prefix.is_none()) {
+        application = asking_first(application, to, &settings)?;
     }
     let redirects = Redirects { max: arguments.max_redirects, mount: arguments.mount() };
     application = AnyApplication::new(local_redirect(application, redirects));
@@ -414,12 +456,21 @@ fn prepare(arguments: &Arguments, form: Form) -> anyhow::Result<Prepared> {
             Some(log)
         }
     };
+    if let Some(config) = arguments.clients.client_address() {
+        application = AnyApplication::new(client_address(application, config));
+    }
     let named = request_id(told(application));
     let named = match arguments.log.request_id {
         OnOff::On => named,
         OnOff::Off => named.without_response_header(),
     };
-    Ok(Prepared { application: AnyApplication::new(named), log, hosts: settings.hosts })
+    Ok(Prepared { application: AnyApplication::new(named), log, hosts: settings.hosts.into_inner() })
+}
+
+/// The application, behind an authorizer.
+fn asking_first(application: AnyApplication, to: &Address, settings: &Settings) -> anyhow::Result<AnyApplication> {
+    let asked = target::open(to, Beside::default(), settings)?;
+    Ok(AnyApplication::new(authorizer(application, asked, AuthorizerConfig::default())))
 }
 
 impl Arguments {
@@ -470,6 +521,41 @@ impl Arguments {
         }
     }
 
+    /// TO, and the routes in front of it.
+    fn open_all(&self, settings: &Settings) -> anyhow::Result<AnyApplication> {
+        let root = self.site_root();
+        let is_served = |to: &Address| matches!(to, Address::FastCgi(_) | Address::FastCgiProgram(_));
+        let beside = Beside { also: &self.servers.also, root: root.filter(|_| is_served(&self.to)) };
+        let application = target::open(&self.to, beside, settings)?;
+        if self.routes.is_empty() {
+            return Ok(application);
+        }
+        let mut mount = Mount::new().fallback(application);
+        for (prefix, to) in &self.routes {
+            let root = root.filter(|_| is_served(to) && !is_served(&self.to));
+            let mut application = target::open(to, Beside { also: &[], root }, settings)?;
+            for (_, to) in self.clients.authorizers.iter().filter(|(at, _)| at.as_ref() == Some(prefix)) {
+                application = asking_first(application, to, settings)?;
+            }
+            mount = mount.at(prefix, application);
+        }
+        Ok(AnyApplication::new(mount))
+    }
+
+    /// The folder of a site, where --root is one: TO says which it is, and if TO takes none, the routes do.
+    fn site_root(&self) -> Option<&Path> {
+        let routes = || self.routes.iter().map(|(_, to)| to);
+        let is_site = match &self.to {
+            Address::FastCgi(_) | Address::FastCgiProgram(_) => true,
+            Address::Cgi(_) => false,
+            _ => {
+                !routes().any(|to| matches!(to, Address::Cgi(_)))
+                    && routes().any(|to| matches!(to, Address::FastCgi(_) | Address::FastCgiProgram(_)))
+            }
+        };
+        self.scripts.roots.first().filter(|_| is_site).map(PathBuf::as_path)
+    }
+
     /// What is SCRIPT_NAME for the application as a whole, where that is known.
     fn mount(&self) -> Option<Vec<u8>> {
         match (&self.from, &self.script_name) {
@@ -516,7 +602,9 @@ impl Arguments {
         let mut config = cgi::Config::default();
         let Scripts { roots, index, interpreters, env, pass_env, user, group, isindex, stderr_to_server, debug } =
             &self.scripts;
-        config.roots.clone_from(roots);
+        if self.site_root().is_none() {
+            config.roots.clone_from(roots);
+        }
         config.index.clone_from(index);
         config.interpreters.clone_from(interpreters);
         config.environment.clone_from(env);
@@ -526,17 +614,24 @@ impl Arguments {
         config.stderr_to_web_server = *stderr_to_server;
         config.debug = *debug;
         let Bodies { request_body, spool_limit, spool_memory } = self.bodies;
-        config.request_body = match request_body {
-            RequestBody::Spool => cgi::RequestBody::Spool,
-            RequestBody::Stream => cgi::RequestBody::Stream,
-        };
-        (config.spool_limit, config.spool_memory) = (spool_limit, spool_memory);
+        if let Some(how) = request_body {
+            config.request_body = match how {
+                RequestBody::Spool => cgi::RequestBody::Spool,
+                RequestBody::Stream => cgi::RequestBody::Stream,
+            };
+        }
+        set(&mut config.spool_limit, spool_limit);
+        set(&mut config.spool_memory, spool_memory);
         let Times { head_timeout, read_timeout, timeout, kill_grace, kill_leftovers } = self.times;
-        (config.head_timeout, config.read_timeout, config.timeout) = (head_timeout, read_timeout, timeout);
-        (config.kill_grace, config.kill_leftovers) = (kill_grace, kill_leftovers);
+        set(&mut config.head_timeout, head_timeout);
+        set(&mut config.read_timeout, read_timeout);
+        set(&mut config.kill_grace, kill_grace);
+        (config.timeout, config.kill_leftovers) = (timeout, kill_leftovers);
         let Numbers { concurrent, concurrent_per_script, queue, queue_wait } = self.numbers;
-        (config.concurrent, config.concurrent_per_script) = (concurrent, concurrent_per_script);
-        (config.queue, config.queue_wait) = (queue, queue_wait);
+        set(&mut config.concurrent, concurrent);
+        set(&mut config.queue, queue);
+        set(&mut config.queue_wait, queue_wait);
+        config.concurrent_per_script = concurrent_per_script;
         let ScriptLimits { limit_cpu, limit_memory, limit_files, limit_processes, limit_file_size } = self.limits;
         let limits = &mut config.limits;
         // A part of a second is a whole one: none at all would end every script at once.
@@ -544,6 +639,13 @@ impl Arguments {
         (limits.memory, limits.open_files, limits.processes) = (limit_memory, limit_files, limit_processes);
         limits.file_size = limit_file_size;
         Ok(config)
+    }
+}
+
+/// Takes an option's value over, where there is one: else the library's own default stays.
+fn set<T>(setting: &mut T, given: Option<T>) {
+    if let Some(given) = given {
+        *setting = given;
     }
 }
 
@@ -598,6 +700,7 @@ pub(crate) fn is_handed_a_socket() -> bool {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use gatespan::upstream::{fastcgi, files, http, site};
 
     use super::*;
 
@@ -614,6 +717,16 @@ mod tests {
         let arguments = arguments(&["http://127.0.0.1:0", "app:hello"]);
         let config = arguments.cgi_config().unwrap();
         assert_eq!(format!("{config:?}"), format!("{:?}", cgi::Config::default()));
+        let defaults = [
+            (format!("{:?}", arguments.fastcgi_config()), format!("{:?}", fastcgi::Config::default())),
+            (format!("{:?}", arguments.http_config()), format!("{:?}", http::Config::default())),
+            (format!("{:?}", arguments.files_config().unwrap()), format!("{:?}", files::Config::default())),
+            (format!("{:?}", arguments.site_config().unwrap()), format!("{:?}", site::Config::default())),
+            (format!("{:?}", arguments.program_config()), format!("{:?}", fastcgi::ProgramConfig::new(""))),
+        ];
+        for (own, library) in defaults {
+            assert_eq!(own, library);
+        }
         let options = arguments.options();
         let default = Options::default();
         assert_eq!(options.listen.socket_mode, default.listen.socket_mode);

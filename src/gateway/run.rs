@@ -185,6 +185,8 @@ pub enum Event<'a> {
     Listening(&'a [Address]),
     /// A first signal came. The running requests are finished; another signal would end the process at once.
     Stopping,
+    /// Another signal came. The process ends when `tell` has come back, whatever it still does.
+    Ending,
 }
 
 /// How this process was started.
@@ -410,7 +412,9 @@ async fn serve_all<A: Application>(
         signalled.cancel();
         tell(Event::Stopping);
         // Whoever asks twice does not want to wait for anything.
-        std::process::exit(128 + signals.next().await);
+        let signal = signals.next().await;
+        tell(Event::Ending);
+        std::process::exit(128 + signal);
     });
     let mut serving = tokio::task::JoinSet::new();
     for (gateway, listener) in listeners {
@@ -536,6 +540,7 @@ fn announce(event: Event<'_>) {
     match event {
         Event::Listening(addresses) => addresses.iter().for_each(|address| say(format_args!("listening on {address}"))),
         Event::Stopping => say("stopping when the running requests are finished; another signal ends them"),
+        Event::Ending => {}
     }
 }
 

@@ -1,13 +1,21 @@
 //! What TO names: opened once, before anything listens, so that a mistake is told to whoever starts the bridge.
 
+use std::cell::RefCell;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::Context;
-use gatespan::address::{Address, AddressError};
+use gatespan::Application;
+use gatespan::address::{Address, AddressError, Endpoint};
 use gatespan::application::AnyApplication;
-use gatespan::upstream::cgi;
+use gatespan::upstream::fastcgi::{Forwarder, Multiplexed, ProgramConfig, Programs};
+use gatespan::upstream::files::Files;
+use gatespan::upstream::http::Proxy;
+use gatespan::upstream::site::Site;
+use gatespan::upstream::{cgi, fastcgi, files, http, site};
+use tokio::runtime::Runtime;
 
 use super::builtin;
 
@@ -17,7 +25,72 @@ pub(super) struct Settings {
     /// How scripts are run; each target adds where they are.
     pub(super) cgi: cgi::Config,
     /// Those that were opened, which have to be waited for at the end.
-    pub(super) hosts: Vec<Arc<cgi::Host>>,
+    pub(super) hosts: RefCell<Vec<Arc<cgi::Host>>>,
+    pub(super) fastcgi: fastcgi::Config,
+    /// How many requests share a connection to a FastCGI server.
+    pub(super) multiplex: Option<u16>,
+    /// How FastCGI programs are kept running; each target adds which.
+    pub(super) program: ProgramConfig,
+    pub(super) http: http::Config,
+    pub(super) files: files::Config,
+    pub(super) site: site::Config,
+    pub(super) running: Running,
+}
+
+/// The FastCGI programs that run behind a bridge, and the runtime of their own that watches over them: they are there before the
+/// gateway's runtime is, and end after it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Running(Arc<Mutex<Option<(Runtime, Vec<Programs>)>>>);
+
+/// How long killing them may take before the process ends without having waited for them.
+const KILLED_WITHIN: Duration = Duration::from_secs(2);
+
+impl Running {
+    fn start(&self, program: ProgramConfig, config: fastcgi::Config) -> anyhow::Result<Forwarder> {
+        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if running.is_none() {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .thread_name("gatespan-programs")
+                .enable_all()
+                .build()
+                .context("the runtime that watches over programs could not be started")?;
+            *running = Some((runtime, Vec::new()));
+        }
+        let (runtime, all) = running.as_mut().context("it was made just now")?;
+        let _entered = runtime.enter();
+        let programs = Programs::start(program, config)?;
+        let forwarder = programs.forwarder().clone();
+        all.push(programs);
+        Ok(forwarder)
+    }
+
+    /// Ends the programs at once.
+    pub(super) fn kill(&self) {
+        let running = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((runtime, all)) = running {
+            // On a thread that may wait; what watches over a process kills it when it is dropped.
+            let killed = std::thread::spawn(move || {
+                runtime.shutdown_timeout(KILLED_WITHIN);
+                drop(all);
+            });
+            let _ = killed.join();
+        }
+    }
+
+    /// Ends the programs, and waits for that.
+    pub(super) fn shutdown(&self) {
+        let running = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((runtime, all)) = running {
+            runtime.block_on(async {
+                let ends: Vec<_> = all.into_iter().map(|programs| tokio::spawn(programs.shutdown())).collect();
+                for end in ends {
+                    // One that panicked has ended as well.
+                    let _ = end.await;
+                }
+            });
+        }
+    }
 }
 
 /// Where requests can be sent.
@@ -32,26 +105,52 @@ pub(super) fn parse(text: &str) -> Result<Address, String> {
             let names = builtin::NAMES.map(|(name, _)| format!("app:{name}"));
             Err(format!("expected one of {}, got \"app:{name}\"", names.join(", ")))
         }
-        Address::Cgi(_) => Ok(address),
-        _ => Err(expected(text)),
+        Address::Http(Endpoint::Inherited) | Address::FastCgi(Endpoint::Inherited) => Err(format!(
+            "expected where requests go, got \"{text}\": a socket that was handed over is one to listen on"
+        )),
+        Address::Http(Endpoint::Tcp { port: 0, .. })
+        | Address::Https(Endpoint::Tcp { port: 0, .. })
+        | Address::FastCgi(Endpoint::Tcp { port: 0, .. }) => {
+            Err(format!("expected the port that a server listens on, got \"{text}\""))
+        }
+        Address::CgiProcess => Err(expected(text)),
+        _ => Ok(address),
     }
 }
 
 fn expected(text: &str) -> String {
-    format!("expected cgi:/FOLDER/, cgi:/PROGRAM or app:NAME, got \"{text}\"")
+    format!(
+        "expected what answers, such as cgi:/FOLDER/, fastcgi:/SOCKET, http://HOST:PORT, file:/FOLDER or app:NAME, got \"{text}\""
+    )
+}
+
+/// What a FastCGI target is besides its address.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Beside<'a> {
+    /// Further servers.
+    pub(super) also: &'a [Endpoint],
+    /// The folder of the site whose scripts it runs; without, requests are passed on as they come.
+    pub(super) root: Option<&'a Path>,
 }
 
 /// The application at an address.
-pub(super) fn open(address: &Address, settings: &mut Settings) -> anyhow::Result<AnyApplication> {
-    match address {
+pub(super) fn open(address: &Address, beside: Beside<'_>, settings: &Settings) -> anyhow::Result<AnyApplication> {
+    let opened = match address {
         Address::App(name) => builtin::find(name).context("it was checked"),
-        Address::Cgi(path) => {
-            let host = Arc::new(scripts(path, settings).with_context(|| format!("{address} can't be served"))?);
-            settings.hosts.push(host.clone());
-            Ok(AnyApplication::new(host))
+        Address::Cgi(path) => scripts(path, settings).map(|host| {
+            let host = Arc::new(host);
+            settings.hosts.borrow_mut().push(host.clone());
+            AnyApplication::new(host)
+        }),
+        Address::FastCgi(endpoint) => servers(endpoint, beside, settings),
+        Address::FastCgiProgram(path) => program(path, beside, settings),
+        Address::Http(_) | Address::Https(_) => {
+            Proxy::new(address, settings.http.clone()).map(AnyApplication::new).map_err(Into::into)
         }
+        Address::File(path) => folder(path, settings),
         other => anyhow::bail!("expected a target, got {other}"),
-    }
+    };
+    opened.with_context(|| format!("{address} can't be served"))
 }
 
 /// What it is on disk decides: a folder of scripts, or one program for all requests.
@@ -64,4 +163,33 @@ fn scripts(path: &Path, settings: &Settings) -> anyhow::Result<cgi::Host> {
         config.program = Some(std::path::absolute(path)?);
     }
     Ok(cgi::Host::new(config)?)
+}
+
+fn servers(endpoint: &Endpoint, beside: Beside<'_>, settings: &Settings) -> anyhow::Result<AnyApplication> {
+    let all = std::iter::once(endpoint).chain(beside.also).cloned();
+    let config = settings.fastcgi.clone();
+    match settings.multiplex {
+        None => in_site(Forwarder::new(all, config)?, beside, settings),
+        Some(limit) => {
+            let shared = all.map(|endpoint| (endpoint.to_string(), Multiplexed::new(endpoint, limit)));
+            in_site(Forwarder::with_connectors(shared, config)?, beside, settings)
+        }
+    }
+}
+
+fn program(path: &Path, beside: Beside<'_>, settings: &Settings) -> anyhow::Result<AnyApplication> {
+    let program = ProgramConfig { program: path.into(), ..settings.program.clone() };
+    in_site(settings.running.start(program, settings.fastcgi.clone())?, beside, settings)
+}
+
+/// With its files beside it, where it runs the scripts of a site.
+fn in_site(scripts: impl Application, beside: Beside<'_>, settings: &Settings) -> anyhow::Result<AnyApplication> {
+    let Some(root) = beside.root else { return Ok(AnyApplication::new(scripts)) };
+    // Which file a folder stands for is the site's affair.
+    let files = Files::new(root, files::Config { listing: false, ..settings.files.clone() })?;
+    Ok(AnyApplication::new(Site::new(root, scripts, files, settings.site.clone())?))
+}
+
+fn folder(path: &PathBuf, settings: &Settings) -> anyhow::Result<AnyApplication> {
+    Ok(AnyApplication::new(Files::new(path, settings.files.clone())?))
 }
