@@ -14,9 +14,10 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use tokio::time::{Instant, Sleep};
 use tokio_util::io::{poll_read_buf, poll_write_buf};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 
 use super::exchange::{self, Exchange, StreamSource};
+use super::stop::Stop;
 use super::unread::Unread;
 use super::{Gateway, is_gone, next_connection};
 use crate::application::driver::{self, Answer, Response, ResponseBody};
@@ -90,10 +91,7 @@ pub(super) struct Connection<S, A> {
     timer: Option<Pin<Box<Sleep>>>,
     /// When the timer wakes whom.
     armed: Option<(Instant, Waker)>,
-    stop: CancellationToken,
-    stopped: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Who is woken by `stopped`.
-    told_to_wake: Option<Waker>,
+    stop: Stop,
     /// Once it has been told to stop: until when it has to be over.
     stops_until: Option<Instant>,
     /// For heads and error messages, so that no request needs a buffer of its own for them.
@@ -118,6 +116,8 @@ struct Request {
     /// The stream that comes last, and whether it has ended.
     last_stream: RecordType,
     is_complete: bool,
+    /// The application was given a stream to read.
+    has_reader: bool,
     /// The application holds as much unread input as it may.
     is_full: bool,
     /// With what it ends.
@@ -169,9 +169,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
             waiting: Waiting::FirstByte(Instant::now()),
             timer: None,
             armed: None,
-            stopped: Box::pin(stop.clone().cancelled_owned()),
-            stop,
-            told_to_wake: None,
+            stop: Stop::new(stop),
             stops_until: None,
             scratch: BytesMut::new(),
             errors: Vec::new(),
@@ -323,6 +321,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
             Input::from_source(source, length)
         };
         let is_without_body = lengths.stdin == Some(0) || (lengths.stdin.is_none() && self.end.is_without_stdin(id));
+        let has_reader = !is_without_body || role == Role::Filter;
         if !is_without_body {
             *environ.input() = stream(exchange::Stream::Stdin, lengths.stdin);
         }
@@ -336,6 +335,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
             exchange,
             last_stream: last_stream(role),
             is_complete: false,
+            has_reader,
             is_full: false,
             protocol_status: ProtocolStatus::RequestComplete,
             has_place: true,
@@ -371,7 +371,9 @@ impl<S: Transport, A: Application> Connection<S, A> {
 
     fn push(&mut self, id: RequestId, stream: exchange::Stream, data: bytes::Bytes) {
         let window = self.gateway.config.input_window;
-        if let Some(index) = self.find(id) {
+        if let Some(index) = self.find(id)
+            && self.requests[index].has_reader
+        {
             self.requests[index].is_full = self.requests[index].exchange.push(stream, data, window);
         }
     }
@@ -380,7 +382,9 @@ impl<S: Transport, A: Application> Connection<S, A> {
         if let Some(index) = self.find(id) {
             let request = &mut self.requests[index];
             request.is_complete |= request.last_stream == stream.record_type();
-            request.exchange.end(stream);
+            if request.has_reader {
+                request.exchange.end(stream);
+            }
         }
     }
 
@@ -406,7 +410,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
         protocol_status: ProtocolStatus,
         reason: &dyn Display,
     ) {
-        let exchange = Arc::new(Exchange::without_reader());
+        let exchange = Arc::new(Exchange::default());
         Errors::new(exchange.clone())
             .line(format_args!("request {} answered with {code}: {reason}", environ.request_id()));
         let mut page = driver::error_page(code, environ.request_id(), environ.method() == b"HEAD");
@@ -420,6 +424,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
             exchange,
             last_stream: last_stream(role),
             is_complete: false,
+            has_reader: false,
             is_full: false,
             protocol_status,
             has_place: false,
@@ -556,7 +561,9 @@ impl<S: Transport, A: Application> Connection<S, A> {
     }
 
     fn finish(&mut self, index: usize, cx: &mut Context<'_>) {
-        self.visit(index, cx, true);
+        if self.requests[index].exchange.has_errors() {
+            self.visit(index, cx, true);
+        }
         let request = &mut self.requests[index];
         request.state = State::Over;
         let (id, last_stream, is_complete) = (request.id, request.last_stream, request.is_complete);
@@ -735,19 +742,10 @@ impl<S: Transport, A: Application> Connection<S, A> {
         }
     }
 
-    /// Whether the server stops. Asked at every wake-up, so the waker is handed over only when it is another one.
-    fn poll_stopped(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.told_to_wake.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            return self.stop.is_cancelled();
-        }
-        self.told_to_wake = Some(cx.waker().clone());
-        self.stopped.as_mut().poll(cx).is_ready()
-    }
-
     /// Nothing can go on for now: sets the timer, or finds that a limit is over.
     fn poll_limits(&mut self, cx: &mut Context<'_>) -> Result<Limits, ConnectionError> {
         let now = Instant::now();
-        if self.stops_until.is_none() && self.poll_stopped(cx) {
+        if self.stops_until.is_none() && self.stop.poll(cx) {
             self.stops_until = Some(now + self.gateway.config.shutdown_timeout);
         }
         if self.stops_until.is_some_and(|until| now >= until) {

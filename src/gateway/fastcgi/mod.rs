@@ -5,6 +5,7 @@
 
 mod connection;
 mod exchange;
+mod stop;
 mod unread;
 
 use std::io;
