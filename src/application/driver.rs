@@ -112,7 +112,7 @@ impl Call {
         if declared.is_none()
             && let Some(len) = len
         {
-            head.headers.push("Content-Length", digits(len, &mut [0; 20]));
+            head.headers.push_content_length(len);
         }
         if len != Some(0) && !head.headers.contains("Content-Type") {
             // CVE-2020-24553: a type that is missing must not be guessed by anybody.
@@ -209,19 +209,6 @@ pub fn error_page(code: u16, request_id: &str, is_head: bool) -> Response {
         Headers::from([("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", &text.len().to_string())]);
     let body = if is_head { Body::empty() } else { Body::from(text) };
     Response { head: Head { status, headers }, body: body.into() }
-}
-
-/// A number in decimal digits, in memory that is there already: nearly every response has one.
-fn digits(mut number: u64, memory: &mut [u8; 20]) -> &[u8] {
-    let mut start = memory.len();
-    loop {
-        start -= 1;
-        memory[start] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            return &memory[start..];
-        }
-    }
 }
 
 /// The body of a [`Response`]. It counts: more than Content-Length announced is not sent, and less is an error, by which the
@@ -621,13 +608,6 @@ mod tests {
     impl Drop for Listed {
         fn drop(&mut self) {
             self.told.lock().unwrap().push("drop");
-        }
-    }
-
-    #[test]
-    fn the_digits_of_a_number_are_those_of_its_display() {
-        for number in [0, 7, 10, 1234567890, u64::MAX] {
-            assert_eq!(digits(number, &mut [0; 20]), number.to_string().as_bytes());
         }
     }
 

@@ -26,7 +26,6 @@ use crate::application::{
 };
 use crate::gateway::listener::{Closed, Transport};
 use crate::protocol::Pairs;
-use crate::protocol::cgi::{encode_head, encode_head_status_last};
 use crate::protocol::fastcgi::application_end::{Event, RejectError};
 use crate::protocol::fastcgi::name_value::NameValueError;
 use crate::protocol::fastcgi::{ApplicationEnd, Output, ProtocolError, ProtocolStatus, RecordType, RequestId, Role};
@@ -481,11 +480,11 @@ impl<S: Transport, A: Application> Connection<S, A> {
                     progress = true;
                     self.scratch.clear();
                     let id = request.id;
-                    let (code, reason, fields) = (head.status.code(), head.status.reason(), head.headers.iter());
+                    let (code, reason, fields) = (head.status.code(), head.status.reason(), head.headers.fields());
                     let encoded = match head.headers.contains("Location") {
                         // HAProxy 2.6 makes a 302 of every status that a Location follows.
-                        true => encode_head_status_last(code, reason, fields, &mut self.scratch),
-                        false => encode_head(code, reason, fields, &mut self.scratch),
+                        true => fields.encode_head_status_last(code, reason, &mut self.scratch),
+                        false => fields.encode_head(code, reason, &mut self.scratch),
                     };
                     if let Err(error) = encoded {
                         // Only middleware that changes a head behind the driver's checks gets here.
