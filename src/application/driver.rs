@@ -268,6 +268,28 @@ impl ResponseBody {
         })
     }
 
+    /// All of the body, where it is one piece that is there already, or none: for gateways that send such an answer in one go.
+    ///
+    /// The body is over and closed then. Elsewhere this does nothing: its frames are to be asked for, which also tells what is wrong with it.
+    pub(crate) fn take_whole(&mut self) -> Option<Bytes> {
+        if self.over {
+            return self.file.is_none().then(Bytes::new);
+        }
+        let len = match &self.first {
+            None => 0,
+            Some(Frame::Data(data)) => data.len() as u64,
+            Some(_) => return None,
+        };
+        if self.file.is_some() || self.unsent.unwrap_or(len) != len || !self.running.close_if_spent() {
+            return None;
+        }
+        self.over = true;
+        match self.first.take() {
+            Some(Frame::Data(data)) => Some(data),
+            _ => Some(Bytes::new()),
+        }
+    }
+
     /// As [`ResponseBody::poll_frame`], with parts of files read into data.
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Error>>> {
         loop {
@@ -509,6 +531,19 @@ impl Running {
         let _ = catch_unwind(AssertUnwindSafe(|| drop(state)));
         self.closed = true;
         Poll::Ready(())
+    }
+
+    /// Closes it, where nothing more can come of it and nothing has to be done or waited for: the usual end, for which this costs less than
+    /// asking for a frame and for the close.
+    fn close_if_spent(&mut self) -> bool {
+        let is_spent = match &self.state {
+            State::Iterating(body) => body.is_spent(),
+            State::Calling(_) | State::Ended(_) => false,
+            State::Over => self.closed,
+        };
+        let is_spent = is_spent && self.held.is_none() && self.announcement.is_silent();
+        self.closed |= is_spent;
+        is_spent
     }
 
     /// Asks the body for no more frames.

@@ -346,6 +346,11 @@ impl Announcement {
         written
     }
 
+    /// Whether nothing was written that was not taken, and nobody is left who could write.
+    pub(super) fn is_silent(self: &Arc<Self>) -> bool {
+        Arc::strong_count(self) == 1 && !self.has_written.load(Ordering::Acquire)
+    }
+
     /// Has the driver woken by the next `write`, which may come from another task or thread.
     pub(super) fn wake_on_write(&self, cx: &mut Context<'_>) {
         let mut state = self.state();

@@ -492,22 +492,19 @@ impl<S: Transport, A: Application> Connection<S, A> {
                         self.cut(index, &error.into(), cx);
                         continue;
                     }
+                    if let Some(whole) = body.take_whole() {
+                        request.state = State::Sending(body);
+                        self.send_head(id, whole);
+                        self.finish(index, cx);
+                        continue;
+                    }
                     let (first, more) = match body.poll_data(cx) {
                         Poll::Ready(Some(Ok(Frame::Data(data)))) => (Some(data), None),
                         Poll::Ready(other) => (None, Some(Poll::Ready(other))),
                         Poll::Pending => (None, Some(Poll::Pending)),
                     };
                     request.state = State::Sending(body);
-                    match first {
-                        Some(data) if data.len() <= JOINED_WITH_HEAD => {
-                            self.scratch.extend_from_slice(&data);
-                            self.end.stdout_slice(id, &self.scratch);
-                        }
-                        first => {
-                            self.end.stdout_slice(id, &self.scratch);
-                            self.end.stdout(id, first.unwrap_or_default());
-                        }
-                    }
+                    self.send_head(id, first.unwrap_or_default());
                     let go_on = match more {
                         None => true,
                         Some(Poll::Pending) => false,
@@ -539,6 +536,17 @@ impl<S: Transport, A: Application> Connection<S, A> {
             self.visit(index, cx, false);
         }
         progress
+    }
+
+    /// Sends the head, which was written to `scratch`, with the first data of the body.
+    fn send_head(&mut self, id: RequestId, data: bytes::Bytes) {
+        if data.len() <= JOINED_WITH_HEAD {
+            self.scratch.extend_from_slice(&data);
+            self.end.stdout_slice(id, &self.scratch);
+        } else {
+            self.end.stdout_slice(id, &self.scratch);
+            self.end.stdout(id, data);
+        }
     }
 
     /// Takes one part of a response. False when the request should not be polled on for now.

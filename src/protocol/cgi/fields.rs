@@ -59,6 +59,9 @@ impl Fields {
     }
 
     fn check_rest(&self) -> Result<(), FieldError> {
+        if self.checked == self.pairs.len() {
+            return Ok(());
+        }
         self.pairs.iter().skip(self.checked).try_for_each(|(name, value)| check_field(name, value))
     }
 

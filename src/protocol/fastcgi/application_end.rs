@@ -555,8 +555,8 @@ impl ApplicationEnd {
             self.output.put_record(RecordType::Stderr, id, &[]);
         }
         // FastCGI 6.1: STDOUT is sent even if it is empty.
-        self.output.put_record(RecordType::Stdout, id, &[]);
-        put_end(&mut self.output, id, application_status, protocol_status);
+        let body = EndRequest { application_status, protocol_status };
+        self.output.put_end(id, &body.encode());
         self.spoil();
     }
 
