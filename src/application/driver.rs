@@ -271,6 +271,7 @@ impl ResponseBody {
     /// All of the body, where it is one piece that is there already, or none: for gateways that send such an answer in one go.
     ///
     /// The body is over and closed then. Elsewhere this does nothing: its frames are to be asked for, which also tells what is wrong with it.
+    #[cfg_attr(not(feature = "fastcgi"), allow(dead_code, reason = "that gateway has a use for it"))]
     pub(crate) fn take_whole(&mut self) -> Option<Bytes> {
         if self.over {
             return self.file.is_none().then(Bytes::new);
@@ -288,6 +289,12 @@ impl ResponseBody {
             Some(Frame::Data(data)) => Some(data),
             _ => Some(Bytes::new()),
         }
+    }
+
+    /// What is known of the request, for a gateway that is through with its body.
+    #[cfg_attr(not(feature = "fastcgi"), allow(dead_code, reason = "that gateway uses them again"))]
+    pub(crate) fn take_facts(&mut self) -> Option<Arc<Facts>> {
+        self.facts.take()
     }
 
     /// As [`ResponseBody::poll_frame`], with parts of files read into data.

@@ -17,13 +17,12 @@ use tokio_util::io::{poll_read_buf, poll_write_buf};
 use tokio_util::sync::CancellationToken;
 
 use super::exchange::{self, Exchange, StreamSource};
+use super::spare::Spare;
 use super::stop::Stop;
 use super::unread::Unread;
 use super::{Gateway, is_gone, next_connection};
 use crate::application::driver::{self, Answer, Response, ResponseBody};
-use crate::application::{
-    Application, Cancellation, Environ, Error, Errors, Facts, Frame, Input, Peer, Server, Variables,
-};
+use crate::application::{Application, Environ, Error, Errors, Facts, Frame, Input, Peer, Server, Variables};
 use crate::gateway::listener::{Closed, Transport};
 use crate::protocol::Pairs;
 use crate::protocol::fastcgi::application_end::{Event, RejectError};
@@ -79,6 +78,7 @@ pub(super) struct Connection<S, A> {
     server: Arc<Server>,
     phase: Phase,
     unread: Unread,
+    spare: Spare,
     /// Something came that a request may go on with.
     runnable: bool,
     /// A request was held up because too much output waits.
@@ -123,6 +123,8 @@ struct Request {
     protocol_status: ProtocolStatus,
     /// Whether it has a place among those that may run at once; one that is refused has none.
     has_place: bool,
+    /// What is left of one that was answered in one go, for the next.
+    left: Option<Arc<Facts>>,
 }
 
 enum State {
@@ -161,6 +163,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
             server: Arc::new(server),
             phase: Phase::Open,
             unread: Unread::default(),
+            spare: Spare::default(),
             runnable: false,
             held_up: false,
             input_ended: false,
@@ -295,15 +298,9 @@ impl<S: Transport, A: Application> Connection<S, A> {
     }
 
     fn begin(&mut self, id: RequestId, role: Role, params: Pairs) {
-        let exchange = Arc::new(Exchange::default());
-        let mut environ = Environ::from(Facts {
-            variables: Variables::from_pairs(params),
-            server: self.server.clone(),
-            role,
-            number: id.0.into(),
-            request: Cancellation::of(exchange.clone()),
-            errors: Errors::new(exchange.clone()),
-        });
+        let variables = Variables::from_pairs(params);
+        let (facts, exchange) = self.spare.take(&self.server, variables, role, id.0.into());
+        let mut environ = Environ::from(facts);
         let lengths = match self.check(&mut environ, role) {
             Ok(lengths) => lengths,
             Err((code, reason)) => {
@@ -338,6 +335,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
             is_full: false,
             protocol_status: ProtocolStatus::RequestComplete,
             has_place: true,
+            left: None,
         });
     }
 
@@ -427,6 +425,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
             is_full: false,
             protocol_status,
             has_place: false,
+            left: None,
         });
     }
 
@@ -455,8 +454,15 @@ impl<S: Transport, A: Application> Connection<S, A> {
             progress |= self.poll_request(index, cx);
             match self.requests[index].state {
                 State::Over => {
-                    if self.requests.swap_remove(index).has_place {
+                    let request = self.requests.swap_remove(index);
+                    if request.has_place {
                         self.gateway.give_place_back();
+                    }
+                    if let Some(facts) = request.left
+                        && !request.has_reader
+                        && let Some(params) = self.spare.keep(facts, request.exchange)
+                    {
+                        self.end.reuse(params);
                     }
                 }
                 _ => index += 1,
@@ -493,7 +499,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
                         continue;
                     }
                     if let Some(whole) = body.take_whole() {
-                        request.state = State::Sending(body);
+                        request.left = body.take_facts();
                         self.send_head(id, whole);
                         self.finish(index, cx);
                         continue;

@@ -70,6 +70,11 @@ impl Stream {
 }
 
 impl Exchange {
+    /// Whether it is as good as new, where nobody was given a stream to read.
+    pub(super) fn is_unused(&self) -> bool {
+        !self.has_errors() && !self.cancelling.is_touched()
+    }
+
     /// Whether anything was ever written to Errors: mostly nothing was, and the lock is spared.
     pub(super) fn has_errors(&self) -> bool {
         self.has_errors.load(Ordering::Acquire)

@@ -5,6 +5,7 @@
 
 mod connection;
 mod exchange;
+mod spare;
 mod stop;
 mod unread;
 
