@@ -173,6 +173,11 @@ impl Body {
         Poll::Ready(frame)
     }
 
+    /// Whether all of it was taken and nothing is to be done as it closes.
+    pub(super) fn is_spent(&self) -> bool {
+        matches!(self.content, Content::Empty) && self.on_close.is_none()
+    }
+
     /// `close()`. Dropping a body runs [`Body::on_close`] too, but can't wait for frames that close in their own time.
     pub fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Content::Frames(frames) = &mut self.content {

@@ -112,7 +112,7 @@ impl Call {
         if declared.is_none()
             && let Some(len) = len
         {
-            head.headers.push("Content-Length", digits(len, &mut [0; 20]));
+            head.headers.push_content_length(len);
         }
         if len != Some(0) && !head.headers.contains("Content-Type") {
             // CVE-2020-24553: a type that is missing must not be guessed by anybody.
@@ -211,19 +211,6 @@ pub fn error_page(code: u16, request_id: &str, is_head: bool) -> Response {
     Response { head: Head { status, headers }, body: body.into() }
 }
 
-/// A number in decimal digits, in memory that is there already: nearly every response has one.
-fn digits(mut number: u64, memory: &mut [u8; 20]) -> &[u8] {
-    let mut start = memory.len();
-    loop {
-        start -= 1;
-        memory[start] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            return &memory[start..];
-        }
-    }
-}
-
 /// The body of a [`Response`]. It counts: more than Content-Length announced is not sent, and less is an error, by which the
 /// gateway cuts the response so that the client can see it.
 pub struct ResponseBody {
@@ -279,6 +266,35 @@ impl ResponseBody {
                 }
             }
         })
+    }
+
+    /// All of the body, where it is one piece that is there already, or none: for gateways that send such an answer in one go.
+    ///
+    /// The body is over and closed then. Elsewhere this does nothing: its frames are to be asked for, which also tells what is wrong with it.
+    #[cfg_attr(not(feature = "fastcgi"), allow(dead_code, reason = "that gateway has a use for it"))]
+    pub(crate) fn take_whole(&mut self) -> Option<Bytes> {
+        if self.over {
+            return self.file.is_none().then(Bytes::new);
+        }
+        let len = match &self.first {
+            None => 0,
+            Some(Frame::Data(data)) => data.len() as u64,
+            Some(_) => return None,
+        };
+        if self.file.is_some() || self.unsent.unwrap_or(len) != len || !self.running.close_if_spent() {
+            return None;
+        }
+        self.over = true;
+        match self.first.take() {
+            Some(Frame::Data(data)) => Some(data),
+            _ => Some(Bytes::new()),
+        }
+    }
+
+    /// What is known of the request, for a gateway that is through with its body.
+    #[cfg_attr(not(feature = "fastcgi"), allow(dead_code, reason = "that gateway uses them again"))]
+    pub(crate) fn take_facts(&mut self) -> Option<Arc<Facts>> {
+        self.facts.take()
     }
 
     /// As [`ResponseBody::poll_frame`], with parts of files read into data.
@@ -524,6 +540,19 @@ impl Running {
         Poll::Ready(())
     }
 
+    /// Closes it, where nothing more can come of it and nothing has to be done or waited for: the usual end, for which this costs less than
+    /// asking for a frame and for the close.
+    fn close_if_spent(&mut self) -> bool {
+        let is_spent = match &self.state {
+            State::Iterating(body) => body.is_spent(),
+            State::Calling(_) | State::Ended(_) => false,
+            State::Over => self.closed,
+        };
+        let is_spent = is_spent && self.held.is_none() && self.announcement.is_silent();
+        self.closed |= is_spent;
+        is_spent
+    }
+
     /// Asks the body for no more frames.
     fn end(&mut self) {
         if let State::Iterating(body) = &mut self.state {
@@ -621,13 +650,6 @@ mod tests {
     impl Drop for Listed {
         fn drop(&mut self) {
             self.told.lock().unwrap().push("drop");
-        }
-    }
-
-    #[test]
-    fn the_digits_of_a_number_are_those_of_its_display() {
-        for number in [0, 7, 10, 1234567890, u64::MAX] {
-            assert_eq!(digits(number, &mut [0; 20]), number.to_string().as_bytes());
         }
     }
 

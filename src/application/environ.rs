@@ -93,7 +93,13 @@ impl Facts {
 
 impl From<Facts> for Environ {
     fn from(facts: Facts) -> Self {
-        Self { facts: Arc::new(facts), input: Input::empty(), data: None, extensions: Extensions::new() }
+        Arc::new(facts).into()
+    }
+}
+
+impl From<Arc<Facts>> for Environ {
+    fn from(facts: Arc<Facts>) -> Self {
+        Self { facts, input: Input::empty(), data: None, extensions: Extensions::new() }
     }
 }
 
@@ -520,6 +526,12 @@ impl Variables {
         &self.pairs
     }
 
+    /// The same, for whoever has no more use of the variables.
+    #[cfg_attr(not(feature = "fastcgi"), allow(dead_code, reason = "that gateway uses their memory again"))]
+    pub(crate) fn into_pairs(self) -> Pairs {
+        self.pairs
+    }
+
     /// Each variable once, with the value that [`Environ::get`] gives, in the order of first appearance.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let mut seen = std::collections::HashSet::new();
@@ -636,6 +648,15 @@ pub(crate) struct Cancelling {
 }
 
 impl Cancelling {
+    /// Whether anybody asked for anything of it, or changed it.
+    #[cfg_attr(
+        not(feature = "fastcgi"),
+        allow(dead_code, reason = "that gateway uses those again that nobody touched")
+    )]
+    pub(crate) fn is_touched(&self) -> bool {
+        self.cancelled.load(Ordering::SeqCst) || self.token.get().is_some() || self.id.get().is_some()
+    }
+
     /// See [`Cancellation::cancel`].
     pub(crate) fn cancel(&self) {
         // Flag first, then token; `token` reads in the other order: one of the two sees the other.

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::protocol::Pairs;
-use crate::protocol::cgi::{FieldError, check_field, default_reason};
+use crate::protocol::cgi::{FieldError, Fields, default_reason};
 
 /// Status and header fields. Order, duplicates and spelling are the application's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,9 +37,9 @@ impl Head {
 
     /// Checks what PEP 3333 lets a server refuse: names that are no token, control characters (the way in for response
     /// splitting), hop-by-hop fields, a Content-Length that is none.
-    pub(crate) fn check(&self) -> Result<(), HeadError> {
-        for (name, value) in self.headers.iter() {
-            check_field(name, value)?;
+    pub(crate) fn check(&mut self) -> Result<(), HeadError> {
+        self.headers.fields.check()?;
+        for (name, _) in self.headers.iter() {
             if is_hop_by_hop(name) {
                 return Err(HeadError::HopByHop(name.escape_ascii().to_string()));
             }
@@ -191,7 +191,7 @@ impl From<http::StatusCode> for Status {
 /// Header fields in order, repeated ones each for itself, looked up whatever the spelling.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Headers {
-    fields: Pairs,
+    fields: Fields,
 }
 
 impl Headers {
@@ -207,7 +207,7 @@ impl Headers {
 
     /// All values of that name, in order.
     pub fn all(&self, name: &str) -> impl Iterator<Item = &[u8]> {
-        self.fields.values_ignoring_case(name.as_bytes())
+        self.fields.pairs().values_ignoring_case(name.as_bytes())
     }
 
     /// Whether there is a field of that name.
@@ -218,6 +218,11 @@ impl Headers {
     /// Adds a field at the end, beside others of that name.
     pub fn push(&mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
         self.fields.push(name, value);
+    }
+
+    /// Adds a Content-Length at the end.
+    pub(crate) fn push_content_length(&mut self, len: u64) {
+        self.fields.push_content_length(len);
     }
 
     /// Replaces all fields of that name by one at the end.
@@ -240,35 +245,40 @@ impl Headers {
 
     /// The fields in order.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&[u8], &[u8])> + ExactSizeIterator + Clone {
-        self.fields.iter()
+        self.fields.pairs().iter()
+    }
+
+    /// The same with what is known of them, for those who write a head.
+    pub(crate) fn fields(&self) -> &Fields {
+        &self.fields
     }
 
     /// How many fields there are.
     pub fn len(&self) -> usize {
-        self.fields.len()
+        self.fields.pairs().len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.fields.is_empty()
+        self.fields.pairs().is_empty()
     }
 }
 
 impl fmt::Debug for Headers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.fields.fmt(f)
+        self.fields.pairs().fmt(f)
     }
 }
 
 impl From<Pairs> for Headers {
     fn from(fields: Pairs) -> Self {
-        Self { fields }
+        Self { fields: fields.into() }
     }
 }
 
 impl<N: AsRef<[u8]>, V: AsRef<[u8]>> FromIterator<(N, V)> for Headers {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(fields: I) -> Self {
-        Self { fields: fields.into_iter().collect() }
+        fields.into_iter().collect::<Pairs>().into()
     }
 }
 
@@ -278,7 +288,7 @@ impl<N: AsRef<[u8]>, V: AsRef<[u8]>, const COUNT: usize> From<[(N, V); COUNT]> f
         // With room for the Content-Length that the driver may add.
         let mut pairs = Pairs::with_capacity(COUNT + 1, len + 24);
         pairs.extend(fields);
-        Self { fields: pairs }
+        pairs.into()
     }
 }
 
@@ -345,7 +355,7 @@ mod tests {
             ("X:", "a"),
             ("", "a"),
         ] {
-            let head = Head { status: Status::new(200).unwrap(), headers: [(name, value)].into() };
+            let mut head = Head { status: Status::new(200).unwrap(), headers: [(name, value)].into() };
             assert!(head.check().is_err(), "{name:?}: {value:?}");
         }
     }
@@ -361,7 +371,7 @@ mod tests {
             ("Content-Length", "1 2"),
             ("Content-Length", "99999999999999999999"),
         ] {
-            let head = Head { status: Status::new(200).unwrap(), headers: [(name, value)].into() };
+            let mut head = Head { status: Status::new(200).unwrap(), headers: [(name, value)].into() };
             assert!(head.check().is_err(), "{name}: {value}");
         }
         let twice = |first, second| Head {

@@ -312,7 +312,13 @@ impl Announcement {
     }
 
     /// The head that is to be sent now; afterwards it can't be replaced.
-    pub(super) fn send_head(&self) -> Result<Head, StartError> {
+    pub(super) fn send_head(self: &mut Arc<Self>) -> Result<Head, StartError> {
+        if let Some(announcement) = Arc::get_mut(self) {
+            // The application is through with it: no lock.
+            let state = announcement.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+            state.head_sent = true;
+            return state.head.take().ok_or(StartError::Never);
+        }
         let mut state = self.state();
         let head = state.head.take().ok_or(StartError::Never)?;
         state.head_sent = true;
@@ -340,6 +346,11 @@ impl Announcement {
         written
     }
 
+    /// Whether nothing was written that was not taken, and nobody is left who could write.
+    pub(super) fn is_silent(self: &Arc<Self>) -> bool {
+        Arc::strong_count(self) == 1 && !self.has_written.load(Ordering::Acquire)
+    }
+
     /// Has the driver woken by the next `write`, which may come from another task or thread.
     pub(super) fn wake_on_write(&self, cx: &mut Context<'_>) {
         let mut state = self.state();
@@ -350,7 +361,11 @@ impl Announcement {
     }
 
     /// From now on `write` is refused.
-    pub(super) fn close(&self) {
+    pub(super) fn close(self: &Arc<Self>) {
+        // Mostly all others are gone by now. Only who has one could make another, so that nobody is left to be refused.
+        if Arc::strong_count(self) == 1 {
+            return;
+        }
         let mut state = self.state();
         state.over = true;
         if let Some(writer) = state.writer.take() {
@@ -394,7 +409,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_restart_drops_what_was_written_and_wakes_who_waits_to_write() {
-        let (announcement, start_response) = started();
+        let (mut announcement, start_response) = started();
         let mut write = start_response.start("200 OK", ()).unwrap();
         write.write("old").await.unwrap();
         let mut second = Box::pin(write.write("new"));
@@ -407,7 +422,7 @@ mod tests {
 
     #[test]
     fn wrappers_see_the_head_from_the_inside_out() {
-        let (announcement, start_response) = started();
+        let (mut announcement, start_response) = started();
         let outer = start_response.wrap(|head| {
             let seen = head.headers.get("X-Inner").is_some();
             head.headers.push("X-Outer", if seen { "saw the inner one" } else { "saw nothing" });

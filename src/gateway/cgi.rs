@@ -27,7 +27,6 @@ use crate::application::{
     Variables,
 };
 use crate::protocol::Pairs;
-use crate::protocol::cgi::encode_head;
 use crate::protocol::fastcgi::Role;
 
 /// How the gateway reads and writes.
@@ -219,7 +218,7 @@ impl Sending {
     fn new(response: Response, descriptor: Arc<Descriptor>, window: usize) -> Self {
         let Response { head, body } = response;
         let mut waiting = BytesMut::new();
-        let encoded = encode_head(head.status.code(), head.status.reason(), head.headers.iter(), &mut waiting);
+        let encoded = head.headers.fields().encode_head(head.status.code(), head.status.reason(), &mut waiting);
         // Only middleware that changes a head behind the driver's checks makes one that can't be written.
         let ended = encoded.err().map(|error| Err(error.into()));
         Self { body, output: Output { descriptor, waiting, rest: Bytes::new() }, window, file: None, ended }

@@ -21,7 +21,7 @@ pub struct Pairs {
 }
 
 /// Where one pair lies: the name directly followed by its value, or with a gap between them.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Span {
     name_start: u32,
     name_len: u32,
@@ -75,6 +75,13 @@ impl Pairs {
     /// When `wire` is longer than 2³¹ bytes. A pair that lies outside panics when it is looked at.
     pub(super) fn found(wire: Bytes, spans: Vec<Span>) -> Self {
         Self { spans, ..Self::over(wire, 0) }
+    }
+
+    /// The memory of the list, empty.
+    pub(super) fn into_spans(self) -> Vec<Span> {
+        let mut spans = self.spans;
+        spans.clear();
+        spans
     }
 
     /// Adds a pair at the end, copying both.

@@ -14,18 +14,17 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use tokio::time::{Instant, Sleep};
 use tokio_util::io::{poll_read_buf, poll_write_buf};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 
 use super::exchange::{self, Exchange, StreamSource};
+use super::spare::Spare;
+use super::stop::Stop;
 use super::unread::Unread;
 use super::{Gateway, is_gone, next_connection};
 use crate::application::driver::{self, Answer, Response, ResponseBody};
-use crate::application::{
-    Application, Cancellation, Environ, Error, Errors, Facts, Frame, Input, Peer, Server, Variables,
-};
+use crate::application::{Application, Environ, Error, Errors, Facts, Frame, Input, Peer, Server, Variables};
 use crate::gateway::listener::{Closed, Transport};
 use crate::protocol::Pairs;
-use crate::protocol::cgi::{encode_head, encode_head_status_last};
 use crate::protocol::fastcgi::application_end::{Event, RejectError};
 use crate::protocol::fastcgi::name_value::NameValueError;
 use crate::protocol::fastcgi::{ApplicationEnd, Output, ProtocolError, ProtocolStatus, RecordType, RequestId, Role};
@@ -79,6 +78,7 @@ pub(super) struct Connection<S, A> {
     server: Arc<Server>,
     phase: Phase,
     unread: Unread,
+    spare: Spare,
     /// Something came that a request may go on with.
     runnable: bool,
     /// A request was held up because too much output waits.
@@ -90,10 +90,7 @@ pub(super) struct Connection<S, A> {
     timer: Option<Pin<Box<Sleep>>>,
     /// When the timer wakes whom.
     armed: Option<(Instant, Waker)>,
-    stop: CancellationToken,
-    stopped: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Who is woken by `stopped`.
-    told_to_wake: Option<Waker>,
+    stop: Stop,
     /// Once it has been told to stop: until when it has to be over.
     stops_until: Option<Instant>,
     /// For heads and error messages, so that no request needs a buffer of its own for them.
@@ -118,12 +115,16 @@ struct Request {
     /// The stream that comes last, and whether it has ended.
     last_stream: RecordType,
     is_complete: bool,
+    /// The application was given a stream to read.
+    has_reader: bool,
     /// The application holds as much unread input as it may.
     is_full: bool,
     /// With what it ends.
     protocol_status: ProtocolStatus,
     /// Whether it has a place among those that may run at once; one that is refused has none.
     has_place: bool,
+    /// What is left of one that was answered in one go, for the next.
+    left: Option<Arc<Facts>>,
 }
 
 enum State {
@@ -162,6 +163,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
             server: Arc::new(server),
             phase: Phase::Open,
             unread: Unread::default(),
+            spare: Spare::default(),
             runnable: false,
             held_up: false,
             input_ended: false,
@@ -169,9 +171,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
             waiting: Waiting::FirstByte(Instant::now()),
             timer: None,
             armed: None,
-            stopped: Box::pin(stop.clone().cancelled_owned()),
-            stop,
-            told_to_wake: None,
+            stop: Stop::new(stop),
             stops_until: None,
             scratch: BytesMut::new(),
             errors: Vec::new(),
@@ -298,15 +298,9 @@ impl<S: Transport, A: Application> Connection<S, A> {
     }
 
     fn begin(&mut self, id: RequestId, role: Role, params: Pairs) {
-        let exchange = Arc::new(Exchange::default());
-        let mut environ = Environ::from(Facts {
-            variables: Variables::from_pairs(params),
-            server: self.server.clone(),
-            role,
-            number: id.0.into(),
-            request: Cancellation::of(exchange.clone()),
-            errors: Errors::new(exchange.clone()),
-        });
+        let variables = Variables::from_pairs(params);
+        let (facts, exchange) = self.spare.take(&self.server, variables, role, id.0.into());
+        let mut environ = Environ::from(facts);
         let lengths = match self.check(&mut environ, role) {
             Ok(lengths) => lengths,
             Err((code, reason)) => {
@@ -323,6 +317,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
             Input::from_source(source, length)
         };
         let is_without_body = lengths.stdin == Some(0) || (lengths.stdin.is_none() && self.end.is_without_stdin(id));
+        let has_reader = !is_without_body || role == Role::Filter;
         if !is_without_body {
             *environ.input() = stream(exchange::Stream::Stdin, lengths.stdin);
         }
@@ -336,9 +331,11 @@ impl<S: Transport, A: Application> Connection<S, A> {
             exchange,
             last_stream: last_stream(role),
             is_complete: false,
+            has_reader,
             is_full: false,
             protocol_status: ProtocolStatus::RequestComplete,
             has_place: true,
+            left: None,
         });
     }
 
@@ -371,7 +368,9 @@ impl<S: Transport, A: Application> Connection<S, A> {
 
     fn push(&mut self, id: RequestId, stream: exchange::Stream, data: bytes::Bytes) {
         let window = self.gateway.config.input_window;
-        if let Some(index) = self.find(id) {
+        if let Some(index) = self.find(id)
+            && self.requests[index].has_reader
+        {
             self.requests[index].is_full = self.requests[index].exchange.push(stream, data, window);
         }
     }
@@ -380,7 +379,9 @@ impl<S: Transport, A: Application> Connection<S, A> {
         if let Some(index) = self.find(id) {
             let request = &mut self.requests[index];
             request.is_complete |= request.last_stream == stream.record_type();
-            request.exchange.end(stream);
+            if request.has_reader {
+                request.exchange.end(stream);
+            }
         }
     }
 
@@ -406,7 +407,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
         protocol_status: ProtocolStatus,
         reason: &dyn Display,
     ) {
-        let exchange = Arc::new(Exchange::without_reader());
+        let exchange = Arc::new(Exchange::default());
         Errors::new(exchange.clone())
             .line(format_args!("request {} answered with {code}: {reason}", environ.request_id()));
         let mut page = driver::error_page(code, environ.request_id(), environ.method() == b"HEAD");
@@ -420,9 +421,11 @@ impl<S: Transport, A: Application> Connection<S, A> {
             exchange,
             last_stream: last_stream(role),
             is_complete: false,
+            has_reader: false,
             is_full: false,
             protocol_status,
             has_place: false,
+            left: None,
         });
     }
 
@@ -451,8 +454,15 @@ impl<S: Transport, A: Application> Connection<S, A> {
             progress |= self.poll_request(index, cx);
             match self.requests[index].state {
                 State::Over => {
-                    if self.requests.swap_remove(index).has_place {
+                    let request = self.requests.swap_remove(index);
+                    if request.has_place {
                         self.gateway.give_place_back();
+                    }
+                    if let Some(facts) = request.left
+                        && !request.has_reader
+                        && let Some(params) = self.spare.keep(facts, request.exchange)
+                    {
+                        self.end.reuse(params);
                     }
                 }
                 _ => index += 1,
@@ -476,16 +486,22 @@ impl<S: Transport, A: Application> Connection<S, A> {
                     progress = true;
                     self.scratch.clear();
                     let id = request.id;
-                    let (code, reason, fields) = (head.status.code(), head.status.reason(), head.headers.iter());
+                    let (code, reason, fields) = (head.status.code(), head.status.reason(), head.headers.fields());
                     let encoded = match head.headers.contains("Location") {
                         // HAProxy 2.6 makes a 302 of every status that a Location follows.
-                        true => encode_head_status_last(code, reason, fields, &mut self.scratch),
-                        false => encode_head(code, reason, fields, &mut self.scratch),
+                        true => fields.encode_head_status_last(code, reason, &mut self.scratch),
+                        false => fields.encode_head(code, reason, &mut self.scratch),
                     };
                     if let Err(error) = encoded {
                         // Only middleware that changes a head behind the driver's checks gets here.
                         request.state = State::Sending(body);
                         self.cut(index, &error.into(), cx);
+                        continue;
+                    }
+                    if let Some(whole) = body.take_whole() {
+                        request.left = body.take_facts();
+                        self.send_head(id, whole);
+                        self.finish(index, cx);
                         continue;
                     }
                     let (first, more) = match body.poll_data(cx) {
@@ -494,16 +510,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
                         Poll::Pending => (None, Some(Poll::Pending)),
                     };
                     request.state = State::Sending(body);
-                    match first {
-                        Some(data) if data.len() <= JOINED_WITH_HEAD => {
-                            self.scratch.extend_from_slice(&data);
-                            self.end.stdout_slice(id, &self.scratch);
-                        }
-                        first => {
-                            self.end.stdout_slice(id, &self.scratch);
-                            self.end.stdout(id, first.unwrap_or_default());
-                        }
-                    }
+                    self.send_head(id, first.unwrap_or_default());
                     let go_on = match more {
                         None => true,
                         Some(Poll::Pending) => false,
@@ -537,6 +544,17 @@ impl<S: Transport, A: Application> Connection<S, A> {
         progress
     }
 
+    /// Sends the head, which was written to `scratch`, with the first data of the body.
+    fn send_head(&mut self, id: RequestId, data: bytes::Bytes) {
+        if data.len() <= JOINED_WITH_HEAD {
+            self.scratch.extend_from_slice(&data);
+            self.end.stdout_slice(id, &self.scratch);
+        } else {
+            self.end.stdout_slice(id, &self.scratch);
+            self.end.stdout(id, data);
+        }
+    }
+
     /// Takes one part of a response. False when the request should not be polled on for now.
     fn take_frame(&mut self, index: usize, frame: Option<Result<Frame, Error>>, cx: &mut Context<'_>) -> bool {
         let id = self.requests[index].id;
@@ -556,7 +574,9 @@ impl<S: Transport, A: Application> Connection<S, A> {
     }
 
     fn finish(&mut self, index: usize, cx: &mut Context<'_>) {
-        self.visit(index, cx, true);
+        if self.requests[index].exchange.has_errors() {
+            self.visit(index, cx, true);
+        }
         let request = &mut self.requests[index];
         request.state = State::Over;
         let (id, last_stream, is_complete) = (request.id, request.last_stream, request.is_complete);
@@ -735,19 +755,10 @@ impl<S: Transport, A: Application> Connection<S, A> {
         }
     }
 
-    /// Whether the server stops. Asked at every wake-up, so the waker is handed over only when it is another one.
-    fn poll_stopped(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.told_to_wake.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            return self.stop.is_cancelled();
-        }
-        self.told_to_wake = Some(cx.waker().clone());
-        self.stopped.as_mut().poll(cx).is_ready()
-    }
-
     /// Nothing can go on for now: sets the timer, or finds that a limit is over.
     fn poll_limits(&mut self, cx: &mut Context<'_>) -> Result<Limits, ConnectionError> {
         let now = Instant::now();
-        if self.stops_until.is_none() && self.poll_stopped(cx) {
+        if self.stops_until.is_none() && self.stop.poll(cx) {
             self.stops_until = Some(now + self.gateway.config.shutdown_timeout);
         }
         if self.stops_until.is_some_and(|until| now >= until) {

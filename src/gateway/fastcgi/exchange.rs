@@ -1,6 +1,7 @@
 //! What passes between a connection and the application of one of its requests: the body and a cancellation in, error messages out.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -19,6 +20,7 @@ const MAX_ERRORS: usize = 64 * 1024;
 #[derive(Default)]
 pub(super) struct Exchange {
     state: Mutex<State>,
+    has_errors: AtomicBool,
     cancelling: Cancelling,
 }
 
@@ -68,11 +70,14 @@ impl Stream {
 }
 
 impl Exchange {
-    /// One whose input nobody will read.
-    pub(super) fn without_reader() -> Self {
-        let closed = || Pipe { closed: true, ..Pipe::default() };
-        let state = State { stdin: closed(), data: closed(), ..State::default() };
-        Self { state: Mutex::new(state), cancelling: Cancelling::default() }
+    /// Whether it is as good as new, where nobody was given a stream to read.
+    pub(super) fn is_unused(&self) -> bool {
+        !self.has_errors() && !self.cancelling.is_touched()
+    }
+
+    /// Whether anything was ever written to Errors: mostly nothing was, and the lock is spared.
+    pub(super) fn has_errors(&self) -> bool {
+        self.has_errors.load(Ordering::Acquire)
     }
 
     /// Takes note of the connection's task, and gives back what was written to Errors if it is asked for.
@@ -175,6 +180,7 @@ impl Log for Exchange {
         let room = MAX_ERRORS.saturating_sub(state.errors.len()).min(text.len());
         state.errors.extend_from_slice(&text[..room]);
         state.errors_lost += text.len() - room;
+        self.has_errors.store(true, Ordering::Release);
         let connection = state.connection.take();
         drop(state);
         wake(connection);

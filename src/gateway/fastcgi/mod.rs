@@ -5,6 +5,8 @@
 
 mod connection;
 mod exchange;
+mod spare;
+mod stop;
 mod unread;
 
 use std::io;

@@ -5,17 +5,19 @@
 //! - [`MetaVariables`] (section 4): a typed view over the variables of one request, the [`names`] of those variables, and
 //!   the rules by which header fields become variables;
 //! - [`ResponseHead`] (section 6): the head of an answer, parsed by [`ResponseHeadDecoder`] and written by
-//!   [`encode_head`], with [`Limits`]; and the answers of NPH scripts (section 5), which begin with a status line.
+//!   [`encode_head`], with [`Limits`]; [`Fields`], which are checked once; and the answers of NPH scripts (section 5), which begin with a status line.
 //!
 //! Both are used from both sides of the interface: a gateway reads the variables and writes the head, an upstream writes
 //! the variables and reads the head.
 
 mod excerpt;
+mod fields;
 mod meta_variables;
 mod response_head;
 mod status;
 
 pub use excerpt::Excerpt;
+pub use fields::Fields;
 #[cfg(feature = "application")]
 pub(crate) use meta_variables::FORBIDDEN;
 pub use meta_variables::{

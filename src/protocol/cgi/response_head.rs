@@ -410,7 +410,7 @@ pub fn encode_head_status_last<'a>(
     Ok(())
 }
 
-fn put_status(status_code: u16, reason: &[u8], out: &mut BytesMut) {
+pub(super) fn put_status(status_code: u16, reason: &[u8], out: &mut BytesMut) {
     out.put_slice(b"Status: ");
     out.put_slice(&[100, 10, 1].map(|unit| b'0' + (status_code / unit % 10) as u8));
     // 6.3.3: the blank stands there even if no reason follows.
@@ -425,18 +425,25 @@ fn encode_fields<'a>(
     headers: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
     out: &mut BytesMut,
 ) -> Result<(), FieldError> {
-    for (name, value) in headers {
-        if let Err(error) = check_field(name, value) {
+    for field in headers {
+        if let Err(error) = check_field(field.0, field.1) {
             out.truncate(start);
             return Err(error);
         }
+        put_fields([field], out);
+    }
+    Ok(())
+}
+
+/// Writes fields that were checked.
+pub(super) fn put_fields<'a>(headers: impl IntoIterator<Item = (&'a [u8], &'a [u8])>, out: &mut BytesMut) {
+    for (name, value) in headers {
         out.reserve(name.len() + value.len() + 4);
         out.put_slice(name);
         out.put_slice(b": ");
         out.put_slice(value);
         out.put_slice(b"\r\n");
     }
-    Ok(())
 }
 
 /// Whether a field may stand in a head: its name is a token, its value has no CR, LF or NUL, and it is not one that is

@@ -15,7 +15,7 @@ use super::output::Output;
 use super::protocol_error::ProtocolError;
 use super::record::{Header, RecordType, RequestId};
 use super::{MAX_CONNS, MAX_REQS, MPXS_CONNS};
-use crate::protocol::Pairs;
+use crate::protocol::pairs::{self, Pairs};
 
 /// A connection on which a web server sends requests, as a value: bytes in, events out, answers in, bytes out.
 ///
@@ -35,6 +35,8 @@ pub struct ApplicationEnd {
     keeps_connection: bool,
     accepts_requests: bool,
     failure: Option<ProtocolError>,
+    /// Memory for the list of the next request's params.
+    spare_spans: Vec<pairs::Span>,
 }
 
 /// What an [`ApplicationEnd`] accepts and says of itself.
@@ -251,6 +253,7 @@ impl ApplicationEnd {
             keeps_connection: true,
             accepts_requests: true,
             failure: None,
+            spare_spans: Vec::new(),
         }
     }
 
@@ -371,7 +374,8 @@ impl ApplicationEnd {
         };
         let result = if header.content_len == 0 {
             self.input.skip_rest();
-            name_value::decode(mem::take(encoded).into(), self.settings.max_params_count).map_err(RejectError::from)
+            let (buffer, room) = (mem::take(encoded).into(), mem::take(&mut self.spare_spans));
+            name_value::decode_into(room, buffer, self.settings.max_params_count).map_err(RejectError::from)
         } else {
             // The check comes before the memory.
             let limit = self.settings.max_params_len;
@@ -555,8 +559,8 @@ impl ApplicationEnd {
             self.output.put_record(RecordType::Stderr, id, &[]);
         }
         // FastCGI 6.1: STDOUT is sent even if it is empty.
-        self.output.put_record(RecordType::Stdout, id, &[]);
-        put_end(&mut self.output, id, application_status, protocol_status);
+        let body = EndRequest { application_status, protocol_status };
+        self.output.put_end(id, &body.encode());
         self.spoil();
     }
 
@@ -591,6 +595,15 @@ impl ApplicationEnd {
         &mut self.output
     }
 
+    /// Takes the params of a request that is over, to use their memory for the next: for owners that care about an allocation.
+    pub fn reuse(&mut self, params: Pairs) {
+        let spans = params.into_spans();
+        // What is more than usual is not worth keeping while the connection is idle.
+        if spans.capacity() <= KEPT_PARAMS {
+            self.spare_spans = spans;
+        }
+    }
+
     /// How many requests have begun and not ended, those included whose params are still coming.
     pub fn active_requests(&self) -> usize {
         self.requests.len()
@@ -619,6 +632,9 @@ impl ApplicationEnd {
         self.requests.is_empty() && self.input.is_empty()
     }
 }
+
+/// Of how many params the memory is used again.
+const KEPT_PARAMS: usize = 128;
 
 fn out_of_order(header: Header, expected: RecordType) -> ProtocolError {
     ProtocolError::OutOfOrder { id: header.request_id, record_type: header.record_type, expected }

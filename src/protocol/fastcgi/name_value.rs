@@ -14,7 +14,16 @@ use crate::protocol::pairs::{self, Pairs};
 ///
 /// Memory for the list is asked for by the buffer's length, so that mostly it is asked for once.
 pub fn decode(buffer: Bytes, max_pairs: usize) -> Result<Pairs, NameValueError> {
-    let mut spans = Vec::with_capacity((buffer.len() / USUAL_PAIR_LEN + 1).min(max_pairs));
+    decode_into(Vec::new(), buffer, max_pairs)
+}
+
+/// The same, with memory for the list: an empty one.
+pub(super) fn decode_into(
+    mut spans: Vec<pairs::Span>,
+    buffer: Bytes,
+    max_pairs: usize,
+) -> Result<Pairs, NameValueError> {
+    spans.reserve((buffer.len() / USUAL_PAIR_LEN + 1).min(max_pairs));
     let mut pairs = NameValues::new(&buffer);
     while let Some(span) = pairs.next_span() {
         let Span { name, value, end } = span?;

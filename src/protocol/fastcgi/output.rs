@@ -5,6 +5,7 @@ use std::io::IoSlice;
 
 use bytes::{Buf, Bytes};
 
+use super::body::BODY_LEN;
 use super::record::{Header, MAX_PADDED_CONTENT_LEN, RecordType, RequestId};
 
 /// A queue of bytes to write.
@@ -55,6 +56,13 @@ impl Output {
         debug_assert!(content.len() <= MAX_PADDED_CONTENT_LEN);
         let header = Header::padded(record_type, request_id, content.len() as u16);
         self.copy([&header.encode(), content, &PADDING[..usize::from(header.padding_len)]]);
+    }
+
+    /// Queues what each answer ends with, the end of STDOUT and END_REQUEST with this content: one part rather than four.
+    pub(super) fn put_end(&mut self, request_id: RequestId, content: &[u8; BODY_LEN]) {
+        let end_of_stdout = Header::padded(RecordType::Stdout, request_id, 0).encode();
+        let end_request = Header::padded(RecordType::EndRequest, request_id, BODY_LEN as u16).encode();
+        self.copy([&end_of_stdout, &end_request, content]);
     }
 
     /// Queues a part of a stream, as many records as it needs. An empty part is no record: that would end the stream.
