@@ -13,8 +13,6 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use rustix::io::ioctl_fionread;
-use tokio::net::unix::pipe;
 use tokio::runtime::Handle;
 use tokio::task::coop;
 use tokio::time::Instant;
@@ -25,7 +23,8 @@ use super::clock::Clock;
 use super::config::Config;
 use super::failure::{End, Failure};
 use super::nph::HeadReader;
-use super::process::{Ending, Process};
+use super::outlet::Outlet;
+use super::process::{Ending, Process, Started};
 use super::pump::{Moved, Pump};
 use super::queue::Place;
 use super::stderr::Stderr;
@@ -37,9 +36,9 @@ use crate::upstream::spool::{self, SpoolError, Spooled};
 const READ_SIZE: usize = 64 * 1024;
 
 /// How much room the first read has, which is enough for most answers.
-const FIRST_READ_SIZE: usize = 16 * 1024;
+const FIRST_READ_SIZE: usize = 8 * 1024;
 
-/// From when on a silent script's exit is watched, so that one whose output is held open by another process is noticed. Most
+/// From when on a silent script's exit and standard error are watched, so that one whose output is held open by another process is noticed. Most
 /// are done before, and spared that.
 const WATCHED_AFTER: Duration = Duration::from_millis(20);
 
@@ -84,7 +83,7 @@ struct Running {
     /// There until it is ended.
     process: Option<Process>,
     stdin: Pump,
-    stdout: Option<pipe::Receiver>,
+    stdout: Option<Outlet>,
     stderr: Stderr,
     head: HeadReader,
     /// What was read and not passed on.
@@ -126,13 +125,14 @@ enum Phase {
 
 impl Exchange {
     /// Begins with a process that was just started. `input` goes to its standard input, if that is a pipe.
-    pub(super) fn new(request: Request, mut process: Process, input: Input, place: Place) -> Self {
+    pub(super) fn new(request: Request, started: Started, input: Input, place: Place) -> Self {
         let now = Instant::now();
+        let Started { mut process, stdout, stderr } = started;
         let stdin = Pump::new(input, process.stdin.take());
         let running = Running {
             stdin,
-            stdout: process.stdout.take(),
-            stderr: Stderr::new(process.stderr.take()),
+            stdout: Some(stdout),
+            stderr: Stderr::new(stderr),
             head: HeadReader::new(request.config.head_limits, request.config.nph),
             buffer: BytesMut::with_capacity(FIRST_READ_SIZE),
             phase: Phase::Head,
@@ -165,6 +165,7 @@ impl Exchange {
     pub(super) async fn receive_input(&mut self, limits: spool::Limits<'_>) -> Result<(), SpoolError> {
         let Some(running) = &mut self.running else { return Ok(()) };
         let Some(mut input) = running.stdin.take_input(limits.max_len) else { return Ok(()) };
+        running.stderr.watch();
         let mut receiving = pin!(Spooled::receive(&mut input, limits));
         let spooled = poll_fn(|cx| {
             // What it has not read when it ends, nobody reads any more.
@@ -428,7 +429,7 @@ impl Running {
             }
             if is_over(self.leftovers_until) {
                 // What the script itself wrote is all here, unless the runtime has yet to hear of it.
-                if self.stdout.as_ref().is_some_and(|stdout| matches!(ioctl_fionread(stdout), Ok(1..))) {
+                if self.stdout.as_ref().is_some_and(Outlet::is_ready) {
                     return Poll::Pending;
                 }
                 tracing::debug!(
@@ -452,7 +453,8 @@ impl Running {
             }
             if !self.is_watched && is_over(Some(watched_at)) {
                 self.is_watched = true;
-                continue;
+                self.stderr.watch();
+                return Poll::Ready(Ok(Now::Read));
             }
             ready!(self.clock.poll(cx, next));
         }
@@ -462,6 +464,7 @@ impl Running {
     fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<Option<ExitStatus>> {
         if self.poll_exit(cx).is_pending() {
             let until = *self.settled_at.get_or_insert_with(|| Instant::now() + SETTLED_AFTER);
+            self.stderr.watch();
             let _ = self.stderr.poll(cx, &self.request);
             ready!(self.clock.poll(cx, Some(until)));
         }
@@ -494,6 +497,10 @@ impl Running {
         if !matches!(self.phase, Phase::Over { .. }) {
             self.phase = Phase::Over { is_excess: false };
         }
+        if self.stdout.is_none() {
+            // It has mostly exited by now, and needs no task. Whoever waits looks again.
+            let _ = self.poll_exit(&mut Context::from_waker(Waker::noop()));
+        }
         match self.exit {
             Some(exit) => {
                 self.exited(exit);
@@ -505,7 +512,7 @@ impl Running {
 
     /// What it wrote to standard error last. What it left behind may hold that open, and is not waited for.
     fn last_lines(&mut self) {
-        let _ = self.stderr.poll(&mut Context::from_waker(Waker::noop()), &self.request);
+        self.stderr.take_what_is_there(&self.request);
         self.stderr.finish(&self.request);
     }
 
@@ -526,11 +533,12 @@ impl Running {
         }
     }
 
-    fn tail(self: Box<Self>, work: Work) {
+    fn tail(mut self: Box<Self>, work: Work) {
         if let Ok(runtime) = Handle::try_current() {
             let until = Instant::now() + self.request.config.linger;
             let total = self.request.config.timeout.map(|timeout| self.begun + timeout);
             let until = total.map_or(until, |total| total.min(until));
+            self.stderr.watch();
             runtime.spawn(Tail { running: self, work, until });
         }
     }

@@ -20,7 +20,7 @@ use super::environment::{self, Rules};
 use super::exchange::{Exchange, Failed, Request};
 use super::failure::{Busy, Failure, not_started};
 use super::nph::end_to_end;
-use super::process::{self, Process};
+use super::process::{self, Process, Started};
 use super::queue::{self, NoPlace, Place, Places};
 use super::script::{Finder, Script};
 use super::spawn::{Command, Step};
@@ -159,14 +159,14 @@ impl Host {
             Err(error) => return Err(not_received(error, &name)),
         };
         let place = self.place(&script).await.map_err(refused)?;
-        let (process, input) = self.start(environ, script, input).await.map_err(refused)?;
+        let (started, input) = self.start(environ, script, input).await.map_err(refused)?;
         let request = Request {
             environ: environ.without_input(),
             script: name.clone(),
             stderr_to_web_server: self.config.stderr_to_web_server,
             config: self.config.clone(),
         };
-        let mut exchange = Exchange::new(request, process, input, place);
+        let mut exchange = Exchange::new(request, started, input, place);
         let head = exchange.head().await.map_err(|failed| Refused::of(failed, &name))?;
         if STOPS_UPLOADS
             .iter()
@@ -237,7 +237,7 @@ impl Host {
     }
 
     /// Starts the script. What of its input is not there yet comes back with it.
-    async fn start(&self, environ: &Environ, script: Script, input: RequestInput) -> Result<(Process, Input), Failure> {
+    async fn start(&self, environ: &Environ, script: Script, input: RequestInput) -> Result<(Started, Input), Failure> {
         let cannot_start =
             |step: &str, error| Failure::CannotStart { file: script.file.clone(), step: step.to_owned().into(), error };
         let environment = environment::build(environ, &script, &self.rules, input.length)?;
@@ -258,8 +258,8 @@ impl Host {
         command.directory = directory.map_err(|error| cannot_start("its folder", error.into()))?;
         command.limits = self.config.limits;
         command.identity.clone_from(&self.config.identity);
-        match Process::start(command, stdin, &self.settings).await {
-            Ok(process) => Ok((process, rest)),
+        match Process::start_unwatched(command, stdin, &self.settings).await {
+            Ok(started) => Ok((started, rest)),
             Err(error) => Err(not_started(&script, error)),
         }
     }

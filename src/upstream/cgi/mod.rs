@@ -71,6 +71,7 @@ mod exchange;
 mod pump;
 mod clock;
 mod nph;
+mod outlet;
 mod stderr;
 
 pub use config::{Config, ConfigError, RequestBody};

@@ -27,6 +27,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
 
 use super::config::FOR_EVER;
+use super::outlet::Outlet;
 use super::spawn::{Command, SpawnError, Step, signal_group, spawn, threads, watched};
 use super::watcher::{Place, WATCHED, Watcher};
 
@@ -87,14 +88,24 @@ impl Process {
     /// See [`Step`].
     pub async fn start(command: Command, input: Input, settings: &Settings) -> Result<Self, SpawnError> {
         let (settings, runtime) = (settings.clone(), Handle::current());
-        let (started, outcome) = oneshot::channel();
-        threads::run(&runtime.clone(), move || {
-            // If nobody waits any more, this drops the process and thereby ends it.
-            drop(started.send(launch(&command, input, settings, runtime)));
-        });
-        let lost =
-            || SpawnError { step: Step::Process, source: io::Error::other("the thread that starts it panicked") };
-        outcome.await.unwrap_or_else(|_| Err(lost()))
+        on_a_thread(move || {
+            let mut started = launch(&command, input, settings, runtime, Told::Beforehand)?;
+            // It was told already: this does not fail.
+            started.process.stdout = started.stdout.into_watched().ok();
+            started.process.stderr = started.stderr.into_watched().ok();
+            Ok(started.process)
+        })
+        .await
+    }
+
+    /// The same, with pipes that the runtime need not be told of.
+    pub(super) async fn start_unwatched(
+        command: Command,
+        input: Input,
+        settings: &Settings,
+    ) -> Result<Started, SpawnError> {
+        let (settings, runtime) = (settings.clone(), Handle::current());
+        on_a_thread(move || launch(&command, input, settings, runtime, Told::Later)).await
     }
 
     /// The number of the process, and of its group.
@@ -176,8 +187,41 @@ impl Future for Ending {
     }
 }
 
+/// A program that was just started, with what it writes to beside it.
+pub(super) struct Started {
+    pub(super) process: Process,
+    pub(super) stdout: Outlet,
+    pub(super) stderr: Outlet,
+}
+
+/// When the runtime is told of the pipes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Beforehand,
+    Later,
+}
+
+/// Starts a program on a thread that may stand still.
+async fn on_a_thread<T: Send + 'static>(
+    job: impl FnOnce() -> Result<T, SpawnError> + Send + 'static,
+) -> Result<T, SpawnError> {
+    let (started, outcome) = oneshot::channel();
+    threads::run(&Handle::current(), move || {
+        // If nobody waits any more, this drops the process and thereby ends it.
+        drop(started.send(job()));
+    });
+    let lost = || SpawnError { step: Step::Process, source: io::Error::other("the thread that starts it panicked") };
+    outcome.await.unwrap_or_else(|_| Err(lost()))
+}
+
 /// Starts a program; the calling thread stands still until it is executed.
-fn launch(command: &Command, input: Input, settings: Settings, runtime: Handle) -> Result<Process, SpawnError> {
+fn launch(
+    command: &Command,
+    input: Input,
+    settings: Settings,
+    runtime: Handle,
+    told: Told,
+) -> Result<Started, SpawnError> {
     let place = match &settings.watcher {
         None => None,
         Some(watcher) => Some(watcher.place().ok_or_else(|| SpawnError {
@@ -186,13 +230,13 @@ fn launch(command: &Command, input: Input, settings: Settings, runtime: Handle) 
         })?),
     };
     // All that can fail is done before there is a process.
-    let pipes = Pipes::open(input, &runtime).map_err(|source| SpawnError { step: Step::Pipes, source })?;
+    let pipes = Pipes::open(input, &runtime, told).map_err(|source| SpawnError { step: Step::Pipes, source })?;
     let descriptors = [pipes.input.as_fd(), pipes.output.as_fd(), pipes.errors.as_fd()];
     let pid = spawn(command, descriptors, place.as_ref().map(Place::number))?;
-    Ok(Process {
+    let process = Process {
         stdin: pipes.stdin,
-        stdout: Some(pipes.stdout),
-        stderr: Some(pipes.stderr),
+        stdout: None,
+        stderr: None,
         number: pid.as_raw_nonzero().get().unsigned_abs(),
         leader: Some(Leader {
             pid,
@@ -205,7 +249,8 @@ fn launch(command: &Command, input: Input, settings: Settings, runtime: Handle) 
             runtime,
         }),
         status: None,
-    })
+    };
+    Ok(Started { process, stdout: pipes.stdout, stderr: pipes.stderr })
 }
 
 /// Both ends of what a program is started with.
@@ -214,8 +259,8 @@ struct Pipes {
     output: OwnedFd,
     errors: OwnedFd,
     stdin: Option<pipe::Sender>,
-    stdout: pipe::Receiver,
-    stderr: pipe::Receiver,
+    stdout: Outlet,
+    stderr: Outlet,
 }
 
 /// The program's descriptor 0.
@@ -234,7 +279,7 @@ impl AsFd for Source {
 }
 
 impl Pipes {
-    fn open(input: Input, runtime: &Handle) -> io::Result<Self> {
+    fn open(input: Input, runtime: &Handle, told: Told) -> io::Result<Self> {
         // The runtime's side of the pipes is told to it here, perhaps on a thread that is not one of the runtime's.
         let _entered = runtime.enter();
         let (input, stdin) = match input {
@@ -250,7 +295,11 @@ impl Pipes {
             let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
             // Only this end: the program's has a flag of its own, and programs expect to wait.
             ioctl_fionbio(&ours, true)?;
-            Ok((pipe::Receiver::from_owned_fd_unchecked(ours)?, theirs))
+            let mut ours = Outlet::new(ours);
+            if told == Told::Beforehand {
+                ours.watch()?;
+            }
+            Ok((ours, theirs))
         };
         let (stdout, output) = receiver()?;
         let (stderr, errors) = receiver()?;

@@ -6,11 +6,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::net::unix::pipe;
 use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
 use super::exchange::Request;
+use super::outlet::Outlet;
 
 /// The bytes of a line that are logged; the rest of it is not.
 const MAX_LINE: usize = 4096;
@@ -21,9 +21,14 @@ const MAX_LINES: u32 = 500;
 /// See [`MAX_LINES`].
 const PERIOD: Duration = Duration::from_secs(10);
 
+/// How often a pipe is looked at whose end is not waited for.
+const MOST_LOOKS: usize = 64;
+
 /// One script's standard error.
 pub(super) struct Stderr {
-    pipe: Option<pipe::Receiver>,
+    pipe: Option<Outlet>,
+    /// Whoever polls is to be woken when something comes.
+    is_awaited: bool,
     /// A line whose end has not come.
     line: BytesMut,
     /// The line was longer than may be, and what is still to come of it is dropped.
@@ -34,22 +39,55 @@ pub(super) struct Stderr {
 }
 
 impl Stderr {
-    pub(super) fn new(pipe: Option<pipe::Receiver>) -> Self {
-        Self { pipe, line: BytesMut::new(), is_cut: false, begun: None, logged: 0, dropped: 0 }
+    pub(super) fn new(pipe: Outlet) -> Self {
+        Self {
+            pipe: Some(pipe),
+            is_awaited: false,
+            line: BytesMut::new(),
+            is_cut: false,
+            begun: None,
+            logged: 0,
+            dropped: 0,
+        }
+    }
+
+    /// From the next poll on somebody waits for it.
+    pub(super) fn watch(&mut self) {
+        self.is_awaited = true;
     }
 
     /// Logs what there is. Ready at its end.
+    ///
+    /// Until it is to be [watched](Self::watch), or something has come, nobody is woken by what comes: it is looked at when it is polled.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, request: &Request) -> Poll<()> {
         loop {
             let Some(pipe) = &mut self.pipe else { return Poll::Ready(()) };
-            self.line.reserve(1024);
-            match poll_read_buf(Pin::new(pipe), cx, &mut self.line) {
+            let read = if self.is_awaited || pipe.is_watched() {
+                self.line.reserve(1024);
+                poll_read_buf(Pin::new(pipe), cx, &mut self.line)
+            } else {
+                pipe.read_now(&mut self.line)
+            };
+            match read {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(1..)) => self.take_lines(request),
+                Poll::Ready(Ok(1..)) => {
+                    self.is_awaited = true;
+                    self.take_lines(request);
+                }
                 Poll::Ready(Ok(0) | Err(_)) => {
                     self.finish(request);
                     return Poll::Ready(());
                 }
+            }
+        }
+    }
+
+    /// Logs what the pipe holds now, whether the runtime has heard of it or not, and no more than it can hold at once.
+    pub(super) fn take_what_is_there(&mut self, request: &Request) {
+        for _ in 0..MOST_LOOKS {
+            match self.pipe.as_ref().map(|pipe| pipe.read_now(&mut self.line)) {
+                Some(Poll::Ready(Ok(1..))) => self.take_lines(request),
+                _ => return,
             }
         }
     }
