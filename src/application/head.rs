@@ -249,6 +249,7 @@ impl Headers {
     }
 
     /// The same with what is known of them, for those who write a head.
+    #[cfg(any(feature = "cgi", feature = "fastcgi"))]
     pub(crate) fn fields(&self) -> &Fields {
         &self.fields
     }
