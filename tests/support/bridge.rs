@@ -123,6 +123,12 @@ impl Bridge {
 
 impl Drop for Bridge {
     fn drop(&mut self) {
+        // A second signal ends it at once, and with it the programs that it started: KILL would leave them.
+        let start = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && start.elapsed() < Duration::from_secs(3) {
+            let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
