@@ -94,6 +94,36 @@ fn file(folder: &Path, name: &str, content: &str, mode: u32) -> CString {
 }
 
 #[tokio::test]
+async fn a_program_that_is_just_being_written_is_tried_again_for_a_moment() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("program");
+    fs::write(&path, "#!/bin/sh\necho written\n").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let program = Command::new(text(path.as_os_str().as_bytes()));
+
+    let writer = fs::OpenOptions::new().append(true).open(&path).unwrap();
+    let busy = Process::start(program.clone(), Input::Nothing, &Settings::default()).await.unwrap_err();
+    assert_eq!((busy.step, busy.source.kind()), (Step::Exec, std::io::ErrorKind::ExecutableFileBusy));
+
+    // On a busy machine the writer may be late, but not each time.
+    let mut writer = Some(writer);
+    for _ in 0..20 {
+        let writer = writer.take().unwrap_or_else(|| fs::OpenOptions::new().append(true).open(&path).unwrap());
+        let written = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(3));
+            drop(writer);
+        });
+        let started = Process::start(program.clone(), Input::Nothing, &Settings::default()).await;
+        written.join().unwrap();
+        if let Ok(process) = started {
+            assert_eq!(outcome(process).await.1, b"written\n");
+            return;
+        }
+    }
+    panic!("it was never tried again");
+}
+
+#[tokio::test]
 async fn each_failure_says_at_which_step() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();

@@ -130,11 +130,14 @@ mod tests {
         let arguments = script.arguments.iter().map(|each| OsStr::from_bytes(each.as_bytes()));
         let mut command = Command::new(OsStr::from_bytes(script.program.as_bytes()));
         command.args(arguments.skip(1)).env_clear();
-        let error = match command.spawn() {
-            Err(error) => error,
-            Ok(mut child) => panic!("{script:?} started: {:?}", child.wait()),
-        };
-        why_not_started(script, error)
+        loop {
+            match command.spawn() {
+                // Another test starts a process, which has inherited the descriptor that the script was just written with.
+                Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
+                Err(error) => return why_not_started(script, error),
+                Ok(mut child) => panic!("{script:?} started: {:?}", child.wait()),
+            }
+        }
     }
 
     #[test]

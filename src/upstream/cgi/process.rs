@@ -9,6 +9,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::pin::Pin;
 use std::process::ExitStatus;
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicU32;
 use std::task::{Context, Poll, ready};
 use std::thread;
 use std::time::Duration;
@@ -232,7 +233,7 @@ fn launch(
     // All that can fail is done before there is a process.
     let pipes = Pipes::open(input, &runtime, told).map_err(|source| SpawnError { step: Step::Pipes, source })?;
     let descriptors = [pipes.input.as_fd(), pipes.output.as_fd(), pipes.errors.as_fd()];
-    let pid = spawn(command, descriptors, place.as_ref().map(Place::number))?;
+    let pid = spawn_when_written(command, descriptors, place.as_ref().map(Place::number))?;
     let process = Process {
         stdin: pipes.stdin,
         stdout: None,
@@ -252,6 +253,27 @@ fn launch(
     };
     Ok(Started { process, stdout: pipes.stdout, stderr: pipes.stderr })
 }
+
+/// Starts a program, and tries again for a short while where somebody has it open for writing: whoever has just put it there, or a process
+/// that is being made at this moment and has inherited the writer's descriptor until it executes its own program.
+fn spawn_when_written(
+    command: &Command,
+    descriptors: [BorrowedFd<'_>; 3],
+    slot: Option<&AtomicU32>,
+) -> Result<Pid, SpawnError> {
+    for pause in PAUSES_WHILE_WRITTEN {
+        match spawn(command, descriptors, slot) {
+            Err(error) if Errno::from_io_error(&error.source) == Some(Errno::TXTBSY) => {
+                thread::sleep(Duration::from_millis(pause))
+            }
+            done => return done,
+        }
+    }
+    spawn(command, descriptors, slot)
+}
+
+/// How many milliseconds are waited before a program that is being written to is tried again.
+const PAUSES_WHILE_WRITTEN: [u64; 5] = [1, 2, 4, 8, 16];
 
 /// Both ends of what a program is started with.
 struct Pipes {
