@@ -439,6 +439,35 @@ async fn a_pause_within_the_body_that_is_too_long_cuts_it() {
     gone(&site.mark("pid").await).await;
 }
 
+/// nginx sends no more of a body once the answer has begun, so that it is received first.
+#[tokio::test]
+async fn the_time_limit_and_the_client_count_too_while_an_upload_is_received_before_the_answer() {
+    let site = Site::of("printf 'Content-Type: text/plain\\n\\n'; cat");
+    let host = site.host(|config| config.timeout = Some(Duration::from_millis(400)));
+    let stalled = || {
+        let (mut environ, sender) = post_slowly("/script", Some(10_000));
+        environ.set("SERVER_SOFTWARE", "nginx/1.22.1").unwrap();
+        let mut server = environ.server().clone();
+        server.gateway = "fastcgi";
+        (environ.with_server(Arc::new(server)), sender)
+    };
+    let (environ, sender) = stalled();
+    sender.send(Ok(Bytes::from_static(b"the beginning"))).await.unwrap();
+    assert_eq!(soon(ask(host, environ)).await.status, 504);
+    drop(sender);
+
+    let host = site.host(|_| {});
+    let (environ, _sender) = stalled();
+    let (environ, cancellation) = environ.with_own_cancellation();
+    let asking = tokio::spawn(ask(host.clone(), environ));
+    while host.running() == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    cancellation.cancel();
+    assert_eq!(soon(asking).await.unwrap().status, 503);
+    soon(host.idle()).await;
+}
+
 #[tokio::test]
 async fn a_script_that_takes_too_long_in_all_is_504_or_cut() {
     let site = Site::new();

@@ -74,6 +74,8 @@ pub(super) enum Failed {
     Script(Failure),
     /// The client's body could not be received.
     Input(InputError),
+    /// Nor could it be kept until the script reads it.
+    NotReceived(SpoolError),
     /// Nobody waits for the response any more.
     Cancelled,
 }
@@ -162,21 +164,30 @@ impl Exchange {
 
     /// Receives what is left of the request's body before the answer begins, for web servers that send no more of it then. The script
     /// waits meanwhile. What is over the limit is left to the web server's own ways.
-    pub(super) async fn receive_input(&mut self, limits: spool::Limits<'_>) -> Result<(), SpoolError> {
+    pub(super) async fn receive_input(&mut self, limits: spool::Limits<'_>) -> Result<(), Failed> {
         let Some(running) = &mut self.running else { return Ok(()) };
         let Some(mut input) = running.stdin.take_input(limits.max_len) else { return Ok(()) };
         running.stderr.watch();
         let mut receiving = pin!(Spooled::receive(&mut input, limits));
         let spooled = poll_fn(|cx| {
+            if running.cancelled.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(Failed::Cancelled));
+            }
             // What it has not read when it ends, nobody reads any more.
             if running.poll_exit(cx).is_ready() {
-                return Poll::Ready(None);
+                return Poll::Ready(Ok(None));
             }
             let _ = running.stderr.poll(cx, &running.request);
-            receiving.as_mut().poll(cx).map(Some)
+            if let Poll::Ready(spooled) = receiving.as_mut().poll(cx) {
+                return Poll::Ready(spooled.map(Some).map_err(Failed::NotReceived));
+            }
+            // The client is waited for and not the script, so that only the limit in all counts.
+            let Some(limit) = running.request.config.timeout else { return Poll::Pending };
+            ready!(running.clock.poll(cx, Some(running.begun + limit)));
+            Poll::Ready(Err(Failed::Script(Failure::Timeout { limit })))
         });
-        match spooled.await {
-            Some(spooled) => running.stdin.go_on_with(spooled?.into_input()),
+        match spooled.await? {
+            Some(spooled) => running.stdin.go_on_with(spooled.into_input()),
             None => running.stdin.close(),
         }
         // Up to now the script was not waited for.

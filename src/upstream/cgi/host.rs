@@ -173,7 +173,7 @@ impl Host {
             .any(|server| environ.get("SERVER_SOFTWARE").is_some_and(|name| name.starts_with(server)))
             && environ.server().gateway == "fastcgi"
         {
-            exchange.receive_input(self.spool_limits()).await.map_err(|error| not_received(error, &name))?;
+            exchange.receive_input(self.spool_limits()).await.map_err(|failed| Refused::of(failed, &name))?;
         }
         self.respond(environ, head, exchange, start_response).await.map_err(Refused::Error)
     }
@@ -361,6 +361,7 @@ impl Refused {
         match failed {
             Failed::Script(failure) => Self::Failure(script.to_owned(), failure),
             Failed::Input(error) => Self::Error(error.into()),
+            Failed::NotReceived(error) => not_received(error, script),
             Failed::Cancelled => Self::Error(Error::new("the request was given up").with_status(503)),
         }
     }
