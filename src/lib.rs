@@ -19,7 +19,7 @@
 //! Each floor imports only those below it.
 //!
 //! - Floor 0, [`protocol`]: bytes to values and back, without I/O. FastCGI records and both ends of a connection, CGI variables and response
-//!   heads. [`address`] is the grammar of addresses.
+//!   heads. [`address`] is the grammar of addresses, `recording` what was kept of what passed.
 //! - Floor 1, `application`: the waist. What an application is, what it is told and what it gives back, and the driver that turns
 //!   the one into the other. Read `application::Application` first.
 //! - Floor 2, around the waist: `gateway` takes requests in (`cgi`, `fastcgi`, `http`, and `run`, which finds out which of them this
@@ -34,6 +34,8 @@
 
 pub mod address;
 pub mod protocol;
+#[cfg(feature = "recording")]
+pub mod recording;
 #[cfg(feature = "application")]
 pub mod application;
 #[cfg(feature = "application")]
