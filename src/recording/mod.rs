@@ -5,4 +5,7 @@
 
 mod seen;
 
+pub mod capture;
+
+pub use capture::CaptureReader;
 pub use seen::{ConnectionId, Direction, ReadError, Reader, Seen, Timestamp, What};
