@@ -5,6 +5,8 @@
 
 mod seen;
 
+pub mod capture;
+
 mod records;
 
 mod pair_stream;
@@ -21,6 +23,7 @@ pub mod form;
 
 mod bounded;
 
+pub use capture::CaptureReader;
 pub use describe::{Describer, role_name, status_name};
 pub use exchanges::{Exchange, ExchangeRecords, Exchanges, MAX_EXCHANGES, MAX_PARAMS_LEN, Times};
 pub use findings::{Checker, Finding};
