@@ -2,6 +2,9 @@
 
 mod bridge;
 mod demo;
+mod convert;
+mod decode;
+mod recordings;
 mod completions;
 mod man;
 mod logging;
@@ -27,6 +30,8 @@ enum Command {
     // Boxed, since it has many options.
     Bridge(Box<bridge::Arguments>),
     Demo(demo::Arguments),
+    Convert(convert::Arguments),
+    Decode(decode::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
 }
@@ -36,6 +41,7 @@ Examples:
   gatespan bridge http://127.0.0.1:8080 cgi:cgi-bin/
                                     a web server for a folder of CGI programs
   gatespan demo                     see one application through three gateways, in a browser
+  gatespan decode capture.pcap      what passed, record by record
   gatespan help demo                what a command does, with examples
   gatespan completions bash         a completion script for the shell
   gatespan man demo | man -l -      the manual page of a command
@@ -56,6 +62,8 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Bridge(arguments) => bridge::run(&arguments, cli.logging.form()),
         Command::Demo(arguments) => demo::run(arguments),
+        Command::Convert(arguments) => convert::run(&arguments),
+        Command::Decode(arguments) => decode::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),
     };

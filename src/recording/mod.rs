@@ -17,6 +17,8 @@ mod findings;
 
 mod exchanges;
 
+mod summary;
+
 mod spool;
 
 pub mod form;
@@ -33,3 +35,4 @@ pub use records::{
 };
 pub use seen::{ConnectionId, Direction, ReadError, Reader, Seen, Timestamp, What};
 pub use spool::{DEFAULT_SPOOL_MEMORY, Spool, Spooled, SpooledReader};
+pub use summary::{Summaries, Summary};
