@@ -237,6 +237,10 @@ impl Damage {
                 let findings = self.checker.get_or_insert_default().check(entry);
                 findings.first().map(Finding::to_string).unwrap_or_default()
             }
+            Passed::Record { record, .. } if record.has_lost_bytes() => {
+                let lost = record.piece().holes.iter().filter(|hole| !hole.is_masked).map(|hole| hole.len);
+                format!("expected {} bytes of a record, which are missing", lost.sum::<usize>())
+            }
             Passed::Gap { len: Some(len), .. } => format!("expected {len} bytes, which are missing"),
             Passed::Gap { len: None, .. } => "expected bytes that are missing".into(),
             _ => return,
