@@ -5,4 +5,7 @@
 
 mod seen;
 
+pub mod log;
+
+pub use log::LogReader;
 pub use seen::{ConnectionId, Direction, ReadError, Reader, Seen, Timestamp, What};
