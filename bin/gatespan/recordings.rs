@@ -13,7 +13,9 @@ use std::{fs, thread};
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use gatespan::recording::form::{self, ExchangeReadError, ExchangeReader, Form, RECOGNISED_FROM, cgi};
-use gatespan::recording::{CaptureReader, ConnectionId, Direction, Entry, EntryReader, Exchange, InRecords, Spool};
+use gatespan::recording::{
+    CaptureReader, ConnectionId, Direction, Entry, EntryReader, Exchange, InRecords, LogReader, Spool,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// A form that can be read.
@@ -107,10 +109,14 @@ impl Reading {
             }
             return self.read_folders(path, &mut numbered(numbering, each));
         }
+        let mut source = None;
         loop {
             let mut file = Input::open(path).with_context(|| name.clone())?;
-            let mut source = self.source(&mut file).with_context(|| name.clone())?;
-            let read = self.read_open(&mut file, &mut source, &mut numbered(numbering, each));
+            let current = match &mut source {
+                Some(source) => source,
+                None => source.insert(self.source(&mut file).with_context(|| name.clone())?),
+            };
+            let read = self.read_open(&mut file, current, &mut numbered(numbering, each));
             let is_replaced = read.map_err(|error| match error {
                 Failure::Read(error) => anyhow::Error::from(error).context(name.clone()),
                 Failure::Each(error) => error,
@@ -118,7 +124,10 @@ impl Reading {
             if !is_replaced {
                 return Ok(());
             }
-            numbering.next_file();
+            if !current.goes_on() {
+                source = None;
+                numbering.next_file();
+            }
         }
     }
 
@@ -151,8 +160,10 @@ impl Reading {
                 continue;
             }
             let is_replaced = self.follow.is_some() && !self.is_interrupted() && file.is_replaced();
-            source.end();
-            source.give_out(file.offset, each)?;
+            if !(is_replaced && source.goes_on()) {
+                source.end();
+                source.give_out(file.offset, each)?;
+            }
             return Ok(is_replaced);
         }
     }
@@ -184,7 +195,7 @@ impl Reading {
             FromForm::Json => entries(Box::new(form::json::Reader::default())),
             FromForm::Http => Ok(Source::Exchanges(Box::new(form::http::Reader::new(self.spool.clone())))),
             FromForm::Pcap | FromForm::Pcapng => entries(Box::new(InRecords::new(CaptureReader::default()))),
-            FromForm::Tap => bail!("TAP"),
+            FromForm::Tap => Ok(Source::Tap(Box::new(InRecords::new(LogReader::new())))),
             FromForm::Cgi => bail!("expected a folder, which the form cgi is in, got a file"),
         }
     }
@@ -319,20 +330,27 @@ impl Input {
 
 enum Source {
     Entries(Box<dyn EntryReader>),
+    /// A recording of gatespan tap.
+    Tap(Box<dyn EntryReader>),
     Exchanges(Box<dyn ExchangeReader>),
 }
 
 impl Source {
+    /// Whether connections go on in the file that follows after a rotation.
+    fn goes_on(&self) -> bool {
+        matches!(self, Self::Tap(_))
+    }
+
     fn receive(&mut self, bytes: &[u8]) {
         match self {
-            Self::Entries(reader) => reader.receive(bytes),
+            Self::Entries(reader) | Self::Tap(reader) => reader.receive(bytes),
             Self::Exchanges(reader) => reader.receive(bytes),
         }
     }
 
     fn end(&mut self) {
         match self {
-            Self::Entries(reader) => reader.end(),
+            Self::Entries(reader) | Self::Tap(reader) => reader.end(),
             Self::Exchanges(reader) => reader.end(),
         }
     }
@@ -341,7 +359,9 @@ impl Source {
     fn give_out(&mut self, read: u64, each: &mut dyn FnMut(Item, u64) -> anyhow::Result<()>) -> Result<(), Failure> {
         loop {
             let item = match self {
-                Self::Entries(reader) => reader.next().map(|entry| entry.map(Item::Entry)).map_err(Into::into),
+                Self::Entries(reader) | Self::Tap(reader) => {
+                    reader.next().map(|entry| entry.map(Item::Entry)).map_err(Into::into)
+                }
                 Self::Exchanges(reader) => {
                     reader.next().map(|exchange| exchange.map(|exchange| Item::Exchange(Box::new(exchange))))
                 }
