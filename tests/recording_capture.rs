@@ -631,6 +631,47 @@ fn a_mere_acknowledgement_may_come_before_what_it_acknowledges() {
 }
 
 #[test]
+fn acknowledgements_may_stand_before_segments_that_come_in_another_order() {
+    let mut talk = Talk::open(40000);
+    for piece in request().chunks(10) {
+        talk.send(WEB, piece).acknowledge(APP);
+    }
+    talk.send(APP, &answer()).close();
+    // Six segments, each with its acknowledgement behind it.
+    for (one, other) in [(3, 9), (5, 7), (11, 13)] {
+        talk.segments.swap(one, other);
+    }
+    let seen = read(&talk.capture());
+    assert_eq!(told(&seen), EXCHANGE);
+    assert_eq!(bytes_of(&seen)[&(1, true)], request());
+}
+
+#[test]
+fn a_lost_segment_is_not_waited_for_until_the_end() {
+    let mut talk = Talk::open(40000);
+    talk.send(WEB, &request()).acknowledge(APP);
+    for _ in 0..40 {
+        talk.send(WEB, &[b'x'; 100]).acknowledge(APP);
+    }
+    talk.segments.remove(5);
+    let file = talk.capture();
+    let (mut reader, mut gap) = (CaptureReader::default(), None);
+    for (index, byte) in file.iter().enumerate() {
+        reader.receive(&[*byte]);
+        while let Some(next) = reader.next().unwrap() {
+            if let What::Gap { direction: ToApplication, len } = next.what {
+                gap = Some((len, index));
+            }
+        }
+    }
+    // 17 of the 39 segments behind it have come.
+    let (len, index) = gap.expect("it is told before the file ends");
+    assert_eq!(len, Some(100));
+    assert!((file.len() * 4 / 10..file.len() * 5 / 10).contains(&index), "{index} of {}", file.len());
+    assert_eq!(bytes_of(&read(&talk.capture()))[&(1, true)].len(), 60 + 39 * 100);
+}
+
+#[test]
 fn what_never_comes_is_a_gap_at_the_end() {
     let mut talk = Talk::open(40000);
     talk.send_in(WEB, &request(), 20);

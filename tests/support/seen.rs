@@ -49,6 +49,22 @@ pub fn bytes_of(seen: &[Seen]) -> BTreeMap<(u64, bool), Vec<u8>> {
     streams
 }
 
+/// The bytes that passed in their places: `None` for what is missing.
+pub fn places_of(seen: &[Seen]) -> BTreeMap<(u64, bool), Vec<Option<u8>>> {
+    let mut streams: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for seen in seen {
+        let (direction, len, bytes) = match &seen.what {
+            What::Bytes { direction, bytes } => (direction, 0, &bytes[..]),
+            What::Gap { direction, len } => (direction, len.unwrap_or_default(), &[][..]),
+            _ => continue,
+        };
+        let places = streams.entry((seen.connection.0, *direction == Direction::ToApplication)).or_default();
+        places.extend((0..len).map(|_| None));
+        places.extend(bytes.iter().map(|byte| Some(*byte)));
+    }
+    streams
+}
+
 pub fn take(reader: &mut CaptureReader, seen: &mut Vec<Seen>) -> Option<ReadError> {
     loop {
         match reader.next() {
@@ -81,20 +97,28 @@ pub fn read(file: &[u8]) -> Vec<Seen> {
     seen
 }
 
-/// Gives the file one byte at a time, and at each has the file end there: what is given out then is what the whole file begins with, and what it holds
-/// stays within its window.
+/// Gives the file one byte at a time, and at each has the file end there: what is given out then is what the whole file begins with, but for gaps where more
+/// could have come.
 pub fn cut_everywhere(file: &[u8]) {
     let whole = read(file);
-    let streams = bytes_of(&whole);
+    let streams = places_of(&whole);
     let (mut reader, mut seen) = (CaptureReader::default(), Vec::new());
+    // How much of each stream was given out before, and how much of `seen` that is.
+    let (mut before, mut counted) = (BTreeMap::new(), 0);
     for cut in 0..file.len() {
-        let (mut cut_here, mut seen_here) = (reader.clone(), seen.clone());
+        for (stream, places) in places_of(&seen[counted..]) {
+            *before.entry(stream).or_insert(0) += places.len();
+        }
+        counted = seen.len();
+        let (mut cut_here, mut seen_here) = (reader.clone(), Vec::new());
         cut_here.end();
         if let Some(error) = take(&mut cut_here, &mut seen_here) {
             assert!(error.offset <= cut as u64 && error.got.ends_with("the end of the file"), "cut at {cut}: {error}");
         }
-        for (stream, bytes) in bytes_of(&seen_here) {
-            assert!(streams[&stream].starts_with(&bytes), "cut at {cut}: {stream:?}");
+        for (stream, places) in places_of(&seen_here) {
+            let whole = &streams[&stream][before.get(&stream).copied().unwrap_or_default()..];
+            let is_same = |(here, there): (&Option<u8>, &Option<u8>)| here.is_none() || here == there;
+            assert!(places.len() <= whole.len() && places.iter().zip(whole).all(is_same), "cut at {cut}: {stream:?}");
         }
         reader.receive(&file[cut..=cut]);
         assert_eq!(take(&mut reader, &mut seen), None, "cut at {cut}");

@@ -26,6 +26,8 @@ pub(super) struct Stream {
     cost: usize,
     /// The other end says that it has everything before this.
     acknowledged: u64,
+    /// How many segments came while bytes were missing that the other end has, and brought none of them.
+    in_vain: u32,
     /// Where the FIN stands.
     end: Option<u64>,
     ended: bool,
@@ -121,6 +123,11 @@ impl Stream {
             self.hold(kept_end..kept_end + u64::from(cut), at, |range| Content::Cut(range.end - range.start));
         }
         self.drain(at, out);
+        if self.next != Some(next) {
+            self.in_vain = 0;
+        } else if self.acknowledged > next && kept_end + u64::from(cut) > start {
+            self.in_vain = self.in_vain.saturating_add(1);
+        }
         true
     }
 
@@ -141,14 +148,17 @@ impl Stream {
         }
     }
 
-    /// Whether bytes passed that were not captured: the other end has them, and something waits for them, or it has answered already.
+    /// Whether bytes passed that were not captured: the other end has them, and they do not come any more.
     ///
-    /// A mere acknowledgement does not say so yet: it may stand in the capture before what it acknowledges.
+    /// A mere acknowledgement does not say so yet, since a capture may have packets in another order than the connection: an answer does, and so does the
+    /// acknowledgement of the end, and [`PATIENCE`] segments more.
     pub(super) fn waits_in_vain(&self, answered: bool) -> bool {
+        let Some(next) = self.next.filter(|next| self.acknowledged > *next) else { return false };
+        let waits = !self.waiting.is_empty();
         // A FIN is acknowledged like a byte, so that a single missing one may have been that.
-        self.next.is_some_and(|next| {
-            self.acknowledged > next && (!self.waiting.is_empty() || (answered && self.acknowledged > next + 1))
-        })
+        (answered && (waits || self.acknowledged > next + 1))
+            || self.end.is_some_and(|end| self.acknowledged > end)
+            || (waits && self.in_vain > PATIENCE)
     }
 
     /// Gives up all bytes that the other end acknowledged and the capture has not.
@@ -271,6 +281,9 @@ const TURN: u64 = 1 << 32;
 
 /// The longest window that TCP knows.
 const MAX_WINDOW: i64 = 1 << 30;
+
+/// After so many more segments, bytes that the other end has are not waited for any more.
+const PATIENCE: u32 = 16;
 
 /// What a piece that waits costs beside its bytes, roughly: many small ones cost more than their bytes.
 const PIECE_COST: usize = 128;
