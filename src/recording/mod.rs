@@ -19,6 +19,8 @@ mod records;
 
 mod pair_stream;
 
+mod head;
+
 mod describe;
 
 mod findings;
