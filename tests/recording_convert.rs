@@ -376,3 +376,33 @@ fn every_capture_cut_anywhere_converts_what_is_whole() {
         assert!(records.into_iter().all(|line| whole.contains(line)), "{text}");
     }
 }
+
+#[test]
+fn the_help_of_both_is_this() {
+    let decode = String::from_utf8(output(&["decode", "-h"], b"")).unwrap();
+    assert!(
+        decode.starts_with(
+            "Show what passed between web servers and applications, record by record\n\n\
+             Usage: gatespan decode [OPTIONS] [FILE]...\n"
+        ),
+        "{decode}"
+    );
+    for option in ["--from <FORM>", "--direction <TO>", "--request <NUMBER>", "--hex", "--follow", "--json", "--strict"]
+    {
+        assert!(decode.contains(option), "{option} is not in {decode}");
+    }
+    let convert = String::from_utf8(output(&["convert", "-h"], b"")).unwrap();
+    assert!(
+        convert.starts_with(
+            "Convert what passed between web servers and applications from one form into another\n\n\
+             Usage: gatespan convert [OPTIONS] --to <FORM> [FILE]...\n"
+        ),
+        "{convert}"
+    );
+    for form in ["fastcgi", "json", "cgi", "http", "curl", "har", "pcapng", "tap"] {
+        assert!(convert.contains(form), "{form} is not in {convert}");
+    }
+    for help in [decode, convert] {
+        assert!(help.contains("Examples:\n") && help.contains("Exit codes:\n"), "{help}");
+    }
+}

@@ -69,9 +69,9 @@ Examples:
                                     the same bytes again
   gatespan convert --to cgi -o requests records.jsonl
                                     requests/000001/run runs the first request's program with its input
-  gatespan convert --to har tap.gsr -o tap.har
+  gatespan convert --to har gatespan.rec -o tap.har
                                     to be opened in a browser's network tool
-  gatespan convert --to curl tap.gsr | sh
+  gatespan convert --to curl gatespan.rec | sh
                                     make the recorded requests again
 
 Exit codes:
@@ -126,6 +126,8 @@ struct Conversion {
     exchanges: Exchanges,
     /// How many exchanges were written.
     count: u64,
+    /// How many of them have bytes that were masked.
+    masked: u64,
     /// The first connection, and whether there was another.
     connections: (Option<u64>, bool),
 }
@@ -147,7 +149,14 @@ impl Conversion {
             ToForm::Har => Writer::Exchanges(Box::<form::har::Writer>::default()),
             ToForm::Cgi => Writer::Folders,
         };
-        Self { output, writer, exchanges: Exchanges::new(spool.clone()), count: 0, connections: (None, false) }
+        Self {
+            output,
+            writer,
+            exchanges: Exchanges::new(spool.clone()),
+            count: 0,
+            masked: 0,
+            connections: (None, false),
+        }
     }
 
     fn item(&mut self, item: Item, file: &Path, damage: &mut Damage) -> anyhow::Result<()> {
@@ -186,6 +195,7 @@ impl Conversion {
 
     fn exchange(&mut self, exchange: &Exchange, file: &Path) -> anyhow::Result<()> {
         self.count += 1;
+        self.masked += u64::from(exchange.is_masked);
         let notes = match &mut self.writer {
             Writer::Exchanges(writer) => writer.write(exchange, self.output.stream()?)?,
             _ => {
@@ -214,6 +224,10 @@ impl Conversion {
         }
         if self.connections.1 {
             say("the form fastcgi can't tell connections apart, and there were several: --connection picks one");
+        }
+        if self.masked > 0 {
+            let of = if self.masked == 1 { "1 request is".to_owned() } else { format!("{} requests are", self.masked) };
+            say(&format!("{of} masked: in them a * stands for each byte that was not kept"));
         }
         self.output.finish()
     }

@@ -65,7 +65,7 @@ Examples:
                                     watch what passes to and from php-fpm
   gatespan decode --request 3 --hex capture.pcap
                                     one request of a capture, with its bytes
-  gatespan decode --json tap.gsr | jq 'select(.event == \"summary\" and .status >= 500)'
+  gatespan decode --json gatespan.rec | jq 'select(.event == \"summary\" and .status >= 500)'
                                     the requests that failed
 
 Exit codes:
