@@ -406,3 +406,29 @@ fn the_help_of_both_is_this() {
         assert!(help.contains("Examples:\n") && help.contains("Exit codes:\n"), "{help}");
     }
 }
+
+#[test]
+fn a_pipe_that_says_nothing_is_followed_until_it_is_interrupted() {
+    let (good, _) = recording();
+    let mut child = gatespan()
+        .args(["decode", "--follow"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut pipe = child.stdin.take().unwrap();
+    // Too little to recognise it by, and then the rest.
+    pipe.write_all(&good[..1]).unwrap();
+    pipe.write_all(&good[1..]).unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut table = String::new();
+    while !table.contains("= request 1") {
+        assert!(out.read_line(&mut table).unwrap() > 0, "{table}");
+    }
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
+    out.read_to_string(&mut table).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(table.ends_with("8 entries, 1 request, 0 findings\n"), "{table}");
+    drop(pipe);
+}

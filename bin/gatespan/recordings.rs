@@ -141,23 +141,24 @@ impl Reading {
         let mut buffer = vec![0; 64 * 1024];
         let mut was_replaced = false;
         loop {
+            let is_interrupted = self.is_interrupted();
             // Who waits for a pipe would not see that it is to end.
-            if self.follow.is_some() && !self.is_interrupted() && !file.is_readable().map_err(read_failed)? {
+            if self.follow.is_some() && !is_interrupted && !file.is_readable().map_err(read_failed)? {
                 continue;
             }
-            let len = match file.read(&mut buffer) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                read => read.map_err(read_failed)?,
+            let len = match is_interrupted {
+                true => 0,
+                false => match file.read(&mut buffer) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    read => read.map_err(read_failed)?,
+                },
             };
             if len > 0 {
                 source.receive(&buffer[..len]);
                 source.give_out(file.offset, each)?;
-                if !self.is_interrupted() {
-                    continue;
-                }
+                continue;
             }
-            let has_more = len == 0 && self.wait(file);
-            if has_more {
+            if self.wait(file) {
                 continue;
             }
             let is_replaced = self.follow.is_some() && !self.is_interrupted() && file.is_replaced();
@@ -208,6 +209,12 @@ impl Reading {
 
     fn recognise(&self, file: &mut Input) -> anyhow::Result<FromForm> {
         while file.start.len() < RECOGNISED_FROM {
+            if self.follow.is_some() && !self.is_interrupted() && !file.is_readable()? {
+                continue;
+            }
+            if self.is_interrupted() {
+                break;
+            }
             let mut buffer = [0; RECOGNISED_FROM];
             let len = file.source.read(&mut buffer[file.start.len()..])?;
             // Of a file that is about to be written there may be nothing yet.
