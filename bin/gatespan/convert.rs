@@ -126,7 +126,9 @@ struct Conversion {
     exchanges: Exchanges,
     /// How many exchanges were written.
     count: u64,
-    /// How many of them have bytes that were masked.
+    /// How many notes there were.
+    notes: u64,
+    /// How many exchanges have bytes that were masked.
     masked: u64,
     /// The first connection, and whether there was another.
     connections: (Option<u64>, bool),
@@ -154,6 +156,7 @@ impl Conversion {
             writer,
             exchanges: Exchanges::new(spool.clone()),
             count: 0,
+            notes: 0,
             masked: 0,
             connections: (None, false),
         }
@@ -205,7 +208,10 @@ impl Conversion {
             }
         };
         for note in notes {
-            say(&format!("{}: request at byte {}: {note}", name(file), exchange.offset));
+            self.notes += 1;
+            if self.notes <= SAID {
+                say(&format!("{}: request at byte {}: {note}", name(file), exchange.offset));
+            }
         }
         Ok(())
     }
@@ -225,6 +231,9 @@ impl Conversion {
         if self.connections.1 {
             say("the form fastcgi can't tell connections apart, and there were several: --connection picks one");
         }
+        if self.notes > SAID {
+            say(&format!("{} more such notes", self.notes - SAID));
+        }
         if self.masked > 0 {
             let of = if self.masked == 1 { "1 request is".to_owned() } else { format!("{} requests are", self.masked) };
             say(&format!("{of} masked: in them a * stands for each byte that was not kept"));
@@ -240,7 +249,7 @@ struct Damage {
     places: u64,
 }
 
-/// How many places of a file are said one by one.
+/// How many broken places of a file, and how many notes in all, are said one by one.
 const SAID: u64 = 10;
 
 impl Damage {

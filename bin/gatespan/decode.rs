@@ -276,5 +276,7 @@ fn object(summary: &Summary) -> serde_json::Value {
 /// How many characters fit in a line; `None` where lines may be of any length.
 fn width(is_terminal: bool) -> Option<usize> {
     let size = is_terminal.then(|| rustix::termios::tcgetwinsize(io::stdout()).ok()).flatten()?;
-    (size.ws_col >= 40).then_some(size.ws_col.into())
+    let width = usize::from(size.ws_col);
+    // In a narrow one a record has two lines, so that there is room for what it means.
+    (width >= 40).then_some(if width < 130 { 2 * width } else { width })
 }

@@ -9,6 +9,7 @@
 //! | `role`, `data` | for roles other than Responder: its name, and a Filter's file |
 //! | `run` | a shell script: `./run [PROGRAM]` |
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -24,14 +25,16 @@ use crate::recording::{ConnectionId, Exchange, MAX_PARAMS_LEN, ReadError, Spool,
 /// The variables as a process's environment can hold them, and what it can't. Of a name that is repeated, the values of a header field are
 /// joined and of any other the last counts, as a server does it.
 pub fn environment(params: &Pairs) -> (Pairs, Vec<String>) {
-    let (mut held, mut notes): (Vec<(Vec<u8>, Vec<u8>)>, _) = (Vec::new(), Vec::new());
+    let (mut held, mut notes): (Vec<(&[u8], Vec<u8>)>, _) = (Vec::new(), Vec::new());
+    let mut places: HashMap<&[u8], usize> = HashMap::new();
     for (name, value) in params.iter() {
         if !is_environment_name(name) || !is_environment_value(value) {
             notes.push(format!("the variable {} can't be in an environment", Excerpt::new(name)));
             continue;
         }
-        match held.iter_mut().find(|(before, _)| before == name) {
-            None => held.push((name.to_vec(), value.to_vec())),
+        let place = *places.entry(name).or_insert(held.len());
+        match held.get_mut(place) {
+            None => held.push((name, value.to_vec())),
             Some((_, before)) if name.starts_with(b"HTTP_") => {
                 before.extend_from_slice(separator(name));
                 before.extend_from_slice(value);

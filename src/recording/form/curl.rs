@@ -37,7 +37,7 @@ impl ExchangeWriter for Writer {
         match &request.method[..] {
             b"GET" if !request.has_body => {}
             b"POST" if request.has_body => {}
-            b"HEAD" => line.extend(b" --head"),
+            b"HEAD" if !request.has_body => line.extend(b" --head"),
             method => argument(b"--request", method, &mut line),
         }
         if request.is_http_1_0 {
