@@ -432,3 +432,75 @@ fn a_pipe_that_says_nothing_is_followed_until_it_is_interrupted() {
     assert!(table.ends_with("8 entries, 1 request, 0 findings\n"), "{table}");
     drop(pipe);
 }
+
+/// A recording as `gatespan tap` writes it, of one good request whose body was masked; in two files of one run.
+fn tapped() -> [Vec<u8>; 2] {
+    use gatespan::recording::{ConnectionId, Direction, Timestamp, What, log};
+    let (good, _) = recording();
+    let (to, back) = (Direction::ToApplication, Direction::ToWebServer);
+    let answer = good.len() - 17 - 9 - 43;
+    let body = 138 + 8;
+    let bytes =
+        |direction, range: std::ops::Range<usize>| What::Bytes { direction, bytes: good[range].to_vec().into() };
+    let first = [
+        What::Opened { from: "unix:".into(), to: "/run/app.sock".into() },
+        bytes(to, 0..body),
+        What::Masked { direction: to, len: 4 },
+        bytes(to, body + 4..answer),
+    ];
+    let second = [bytes(back, answer..good.len()), What::Ended { direction: back }, What::Ended { direction: to }];
+    let mut time = 1_700_000_000_000_000_000;
+    let mut file = |number, all: &[What]| {
+        let mut out = log::HEADER.to_vec();
+        log::put_begun(7, number, "a test", None, &mut out);
+        if number > 1 {
+            let passed = (answer as u64, 0);
+            log::put_continued(("unix:", "/run/app.sock"), passed, None, ConnectionId(1), &mut out).unwrap();
+        }
+        for what in all {
+            time += 1_000_000;
+            log::put(what, Some(Timestamp(time)), ConnectionId(1), &mut out).unwrap();
+        }
+        out
+    };
+    [file(1, &first), file(2, &second)]
+}
+
+#[test]
+fn recordings_of_the_tap_are_read_rotated_ones_as_one() {
+    let [first, second] = tapped();
+    let table = String::from_utf8(output(&["decode"], &[&first[..], &second].concat())).unwrap();
+    for expected in [
+        "(opened)                           connection opened from unix: to /run/app.sock",
+        "\"****\", masked",
+        "22:13:20.002000",
+        "= request 1: POST /app?a=1: status 200, 4 bytes in, 34 out, first byte after 3.000 ms, 3.000 ms in all\n",
+        "11 entries, 1 request, 1 finding",
+    ] {
+        assert!(table.contains(expected), "{expected} is not in {table}");
+    }
+    let curl = run(&["convert", "--to", "curl"], &[&first[..], &second].concat());
+    assert!(curl.status.success());
+    assert!(String::from_utf8(curl.stdout.clone()).unwrap().contains("--data-raw '****'"));
+    assert!(errors(&curl).contains("1 request is masked: in them a * stands for each byte"), "{}", errors(&curl));
+}
+
+#[test]
+fn a_recording_is_followed_over_its_rotation() {
+    let [first, second] = tapped();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gatespan.rec");
+    fs::write(&path, first).unwrap();
+    let mut child =
+        gatespan().args(["decode", "--follow", "--json"]).arg(&path).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut up_to = |expected: &str| while !lines.next().unwrap().unwrap().contains(expected) {};
+    up_to("\"end of the request body: 4 bytes\"");
+    // The whole of the next file has its name at once.
+    let next = folder.path().join("next");
+    fs::write(&next, second).unwrap();
+    fs::rename(&next, &path).unwrap();
+    up_to("\"status\":200");
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
