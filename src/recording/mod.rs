@@ -7,5 +7,8 @@ mod seen;
 
 pub mod log;
 
+pub mod mask;
+
 pub use log::LogReader;
+pub use mask::Mask;
 pub use seen::{ConnectionId, Direction, ReadError, Reader, Seen, Timestamp, What};
