@@ -9,6 +9,30 @@ pub mod log;
 
 pub mod mask;
 
+mod records;
+
+mod pair_stream;
+
+mod describe;
+
+mod findings;
+
+mod exchanges;
+
+mod spool;
+
+pub mod form;
+
+mod bounded;
+
+pub use describe::{Describer, role_name, status_name};
+pub use exchanges::{Exchange, ExchangeRecords, Exchanges, MAX_EXCHANGES, MAX_PARAMS_LEN, Times};
+pub use findings::{Checker, Finding};
 pub use log::LogReader;
 pub use mask::Mask;
+pub use records::{
+    Entry, EntryReader, Hole, InRecords, MAX_BUFFERED, MAX_CONNECTIONS, MAX_GARBAGE_LEN, MAX_RECORD_LEN, Passed, Piece,
+    Record, Records, direction_of,
+};
 pub use seen::{ConnectionId, Direction, ReadError, Reader, Seen, Timestamp, What};
+pub use spool::{DEFAULT_SPOOL_MEMORY, Spool, Spooled, SpooledReader};
