@@ -3,7 +3,7 @@
 
 use std::process::{Command, Output, Stdio};
 
-const COMMANDS: [&str; 4] = ["bridge", "demo", "completions", "man"];
+const COMMANDS: [&str; 5] = ["bridge", "tap", "demo", "completions", "man"];
 
 fn gatespan(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_gatespan")).args(arguments).stdin(Stdio::null()).output().unwrap()

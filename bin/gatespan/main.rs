@@ -1,6 +1,7 @@
 //! The command-line tool: parse, run, exit code. Each subcommand has a file of its own.
 
 mod bridge;
+mod tap;
 mod demo;
 mod completions;
 mod man;
@@ -26,6 +27,7 @@ struct Cli {
 enum Command {
     // Boxed, since it has many options.
     Bridge(Box<bridge::Arguments>),
+    Tap(Box<tap::Arguments>),
     Demo(demo::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
@@ -35,6 +37,8 @@ const EXAMPLES: &str = "\
 Examples:
   gatespan bridge http://127.0.0.1:8080 cgi:cgi-bin/
                                     a web server for a folder of CGI programs
+  gatespan tap fastcgi:/run/tap.sock fastcgi:/run/app.sock
+                                    see and record what passes between a web server and it
   gatespan demo                     see one application through three gateways, in a browser
   gatespan help demo                what a command does, with examples
   gatespan completions bash         a completion script for the shell
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
     cli.logging.start();
     let result = match cli.command {
         Command::Bridge(arguments) => bridge::run(&arguments, cli.logging.form()),
+        Command::Tap(arguments) => tap::run(&arguments, cli.logging.form()),
         Command::Demo(arguments) => demo::run(arguments),
         Command::Completions(arguments) => completions::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),

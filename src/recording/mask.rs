@@ -76,7 +76,9 @@ impl Mask {
                     rest = &rest[side.take_header()..];
                     match header.record_type {
                         RecordType::BeginRequest if self.active.contains(&header.request_id) => {}
-                        RecordType::BeginRequest if self.active.len() < MAX_STREAMS => self.active.push(header.request_id),
+                        RecordType::BeginRequest if self.active.len() < MAX_STREAMS => {
+                            self.active.push(header.request_id)
+                        }
                         RecordType::BeginRequest => self.is_followed = false,
                         RecordType::EndRequest => self.active.retain(|id| *id != header.request_id),
                         _ => {}
@@ -256,7 +258,9 @@ impl Side {
         };
         match stream {
             None => self.streams.retain(|(stream_id, _)| *stream_id != id),
-            Some(stream) if self.stream(id).is_none() && self.streams.len() < MAX_STREAMS => self.streams.push((id, stream)),
+            Some(stream) if self.stream(id).is_none() && self.streams.len() < MAX_STREAMS => {
+                self.streams.push((id, stream))
+            }
             Some(_) => {}
         }
     }
@@ -343,8 +347,7 @@ impl Params {
                 Pair::Value { left, is_masked } => {
                     let len = left.min(bytes.len());
                     runs.add(len, is_masked);
-                    self.at =
-                        if len < left { Pair::Value { left: left - len, is_masked } } else { Pair::Lengths };
+                    self.at = if len < left { Pair::Value { left: left - len, is_masked } } else { Pair::Lengths };
                     len
                 }
             };
@@ -433,7 +436,8 @@ impl Head {
             if self.len >= MAX_HEAD_LEN {
                 self.line = Line::Body;
             }
-            let within = if self.line == Line::Body { bytes } else { &bytes[..bytes.len().min(MAX_HEAD_LEN - self.len)] };
+            let within =
+                if self.line == Line::Body { bytes } else { &bytes[..bytes.len().min(MAX_HEAD_LEN - self.len)] };
             // How many bytes are told, whether they are masked, and where what follows is.
             let (len, is_masked, next) = match self.line {
                 Line::Body => (within.len(), !shown.bodies, Line::Body),
@@ -503,7 +507,8 @@ fn is_masked(name: &[u8], shown: Shown) -> bool {
 fn has_word(name: &[u8], word: &str) -> bool {
     let word = word.as_bytes();
     let is_same = |byte: &u8| if *byte == b'-' { b'_' } else { byte.to_ascii_uppercase() };
-    name.windows(word.len()).any(|part| is_same(&part[0]) == word[0] && part.iter().map(is_same).eq(word.iter().copied()))
+    name.windows(word.len())
+        .any(|part| is_same(&part[0]) == word[0] && part.iter().map(is_same).eq(word.iter().copied()))
 }
 
 /// What the names of variables and headers have in them whose values prove who somebody is.
@@ -601,8 +606,10 @@ mod tests {
     fn secrets_are_masked_and_what_is_around_them_is_kept() {
         for (name, value) in SECRETS {
             let hidden = "*".repeat(value.len());
-            let pairs = |value| [("REQUEST_METHOD", "POST"), (name, value), ("AUTH_TYPE", "Basic"), ("REMOTE_USER", "me")];
-            let kept = masked(Shown { bodies: true, ..Shown::default() }, TO_APPLICATION, &request(&pairs(value), b"body"));
+            let pairs =
+                |value| [("REQUEST_METHOD", "POST"), (name, value), ("AUTH_TYPE", "Basic"), ("REMOTE_USER", "me")];
+            let kept =
+                masked(Shown { bodies: true, ..Shown::default() }, TO_APPLICATION, &request(&pairs(value), b"body"));
             assert_eq!(kept, request(&pairs(&hidden), b"body"), "{name}");
             assert_eq!(masked(Shown::ALL, TO_APPLICATION, &kept), kept);
         }
@@ -650,9 +657,8 @@ mod tests {
     fn pairs_may_straddle_records() {
         let all = params(&[("HTTP_ACCEPT", "x"), ("HTTP_COOKIE", "s3cret"), ("Z", "zz")]);
         for cut in 1..all.len() {
-            let in_two = |all: &[u8]| {
-                records(&[(RecordType::Params, &all[..cut], 1), (RecordType::Params, &all[cut..], 0)])
-            };
+            let in_two =
+                |all: &[u8]| records(&[(RecordType::Params, &all[..cut], 1), (RecordType::Params, &all[cut..], 0)]);
             let hidden = params(&[("HTTP_ACCEPT", "x"), ("HTTP_COOKIE", "******"), ("Z", "zz")]);
             assert_eq!(masked(Shown::default(), TO_APPLICATION, &in_two(&all)), in_two(&hidden));
         }
@@ -661,7 +667,10 @@ mod tests {
     #[test]
     fn a_response_is_kept_up_to_its_body() {
         for (content, expected) in [
-            ("Status: 200 OK\r\nSet-Cookie: a=b\r\nX: y\r\n\r\nbody", "Status: 200 OK\r\nSet-Cookie:*****\nX: y\r\n\r\n****"),
+            (
+                "Status: 200 OK\r\nSet-Cookie: a=b\r\nX: y\r\n\r\nbody",
+                "Status: 200 OK\r\nSet-Cookie:*****\nX: y\r\n\r\n****",
+            ),
             ("set-cookie: a=b\nX: y\n\nbody\n\n", "set-cookie:****\nX: y\n\n******"),
             ("Set-Cookie: a\n more\nX: y\n z\n\nbody", "Set-Cookie:**\n*****\nX: y\n z\n\n****"),
             ("Variable-PHP_AUTH_PW: a\nX-Auth-Token: b\n\n", "Variable-PHP_AUTH_PW:**\nX-Auth-Token:**\n\n"),
@@ -687,7 +696,7 @@ mod tests {
 
     #[test]
     fn the_next_response_on_a_connection_has_a_head_again() {
-        let end = EndRequest { app_status: 0, protocol_status: ProtocolStatus::RequestComplete }.encode();
+        let end = EndRequest { application_status: 0, protocol_status: ProtocolStatus::RequestComplete }.encode();
         let answer = |body| {
             records(&[
                 (RecordType::Stdout, b"X: y\r\n\r\n", 0),
@@ -732,7 +741,7 @@ mod tests {
         assert!(mask.is_idle());
         pass(&mut mask, TO_APPLICATION, &request(&[], b""), 5);
         assert_eq!((mask.active(), mask.is_idle()), (Some(1), false));
-        let end = EndRequest { app_status: 0, protocol_status: ProtocolStatus::RequestComplete }.encode();
+        let end = EndRequest { application_status: 0, protocol_status: ProtocolStatus::RequestComplete }.encode();
         let end = records(&[(RecordType::EndRequest, &end, 0)]);
         pass(&mut mask, TO_WEB_SERVER, &end[..end.len() - 1], 5);
         assert_eq!((mask.active(), mask.is_idle()), (Some(0), false));

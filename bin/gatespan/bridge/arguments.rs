@@ -97,9 +97,9 @@ Exit codes:
 /// A mistake in the command line that only shows when its parts are put together: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct UsageError(pub(super) String);
+pub(crate) struct UsageError(pub(crate) String);
 
-fn parse_from(text: &str) -> Result<Address, String> {
+pub(crate) fn parse_from(text: &str) -> Result<Address, String> {
     let expected = || {
         format!(
             "expected where requests come in, such as http://127.0.0.1:8080, fastcgi:/run/gatespan.sock or cgi:, got \"{text}\""

@@ -10,6 +10,7 @@ mod values;
 
 use clap::ValueEnum;
 
+pub(crate) use self::values::size;
 pub(super) use self::values::{pair, prefix};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -27,9 +27,14 @@ pub(super) struct Output {
 #[derive(Debug)]
 enum To {
     StandardOutput,
-    File { file: File, path: PathBuf, len: u64, rotation: Rotation },
+    File {
+        file: File,
+        path: PathBuf,
+        len: u64,
+        rotation: Rotation,
+    },
     /// Something that has no length, such as a pipe.
-    Stream { file: File, path: PathBuf },
+    Stream(File),
     /// What was written to has gone.
     Nothing,
 }
@@ -84,12 +89,11 @@ impl Output {
                     let len = take_over(&mut file, &mut last)?;
                     To::File { file, path, len, rotation }
                 } else {
-                    To::Stream { file, path }
+                    To::Stream(file)
                 }
             }
         };
-        let mut output =
-            Self { to, run: fastrand::u64(..), number: 1, connections: HashMap::new(), trouble: None };
+        let mut output = Self { to, run: fastrand::u64(..), number: 1, connections: HashMap::new(), trouble: None };
         let is_new = !matches!(output.to, To::File { len: 1.., .. });
         let beginning = output.beginning(is_new);
         output.to.write_all(&beginning)?;
@@ -166,7 +170,7 @@ impl Output {
                 self.lose(frames);
             }
             // Part of a frame may have been written, which nothing can take back.
-            To::StandardOutput | To::Stream { .. } | To::Nothing => {
+            To::StandardOutput | To::Stream(_) | To::Nothing => {
                 tracing::error!("the recording ends here, and the tap goes on without it: {error}");
                 self.to = To::Nothing;
                 self.connections.clear();
@@ -236,9 +240,9 @@ impl Output {
             let way = usize::from(direction == Some(kind::TO_WEB_SERVER));
             let passed = match kind {
                 kind::TO_APPLICATION | kind::TO_WEB_SERVER => len as u64,
-                kind::MASKED | kind::GAP => payload.get(1..9).map_or(0, |len| {
-                    u64::from_be_bytes(len.try_into().unwrap_or_default())
-                }),
+                kind::MASKED | kind::GAP => {
+                    payload.get(1..9).map_or(0, |len| u64::from_be_bytes(len.try_into().unwrap_or_default()))
+                }
                 _ => 0,
             };
             open.passed[way] += passed;
@@ -328,7 +332,7 @@ impl To {
                 output.write_all(bytes)?;
                 output.flush()
             }
-            Self::Stream { file, .. } => file.write_all(bytes),
+            Self::Stream(file) => file.write_all(bytes),
             Self::File { file, len, .. } => {
                 // Where that could not be done when it was needed, it is now.
                 if file.metadata()?.len() != *len {
@@ -426,7 +430,8 @@ mod tests {
         let mut reader = LogReader::new();
         paths.iter().for_each(|path| reader.receive(&fs::read(path).unwrap()));
         reader.end();
-        std::iter::from_fn(|| reader.next().unwrap().map(|Seen { connection, what, .. }| (connection.0, what))).collect()
+        std::iter::from_fn(|| reader.next().unwrap().map(|Seen { connection, what, .. }| (connection.0, what)))
+            .collect()
     }
 
     #[test]
@@ -453,7 +458,12 @@ mod tests {
     fn what_is_no_recording_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notes.txt");
-        let torn = [HEADER, &frames(1, &[bytes(b"x")])[..10], b"\0\0\0\0 garbage, and more of it, and still more of it than a frame has before its payload"].concat();
+        let torn = [
+            HEADER,
+            &frames(1, &[bytes(b"x")])[..10],
+            b"\0\0\0\0 garbage, and more of it, and still more of it than a frame has before its payload",
+        ]
+        .concat();
         for content in [&b"my notes, which are longer than a line\n"[..], b"g", &torn] {
             fs::write(&path, content).unwrap();
             let error = format!("{:#}", Output::open(&path, ROTATION).unwrap_err());
@@ -515,8 +525,7 @@ mod tests {
         let gap = |len| What::Gap { direction: Direction::ToApplication, len: Some(len) };
         assert_eq!(seen.pop(), Some((2, bytes(b"four"))));
         seen.sort_by_key(|(connection, _)| *connection);
-        let expected =
-            [(1, opened()), (1, bytes(b"one")), (1, gap(8)), (1, ended), (2, opened()), (2, gap(7))];
+        let expected = [(1, opened()), (1, bytes(b"one")), (1, gap(8)), (1, ended), (2, opened()), (2, gap(7))];
         assert_eq!(seen, expected);
     }
 }

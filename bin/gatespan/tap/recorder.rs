@@ -33,6 +33,8 @@ struct Buffer {
     /// Bytes that passed while there was no room for them.
     lost: u64,
     is_over: bool,
+    /// Everything is written, and nothing more will be.
+    is_written: bool,
 }
 
 /// How many bytes of frames wait for the writer at most, while as many are being written.
@@ -67,12 +69,8 @@ impl Recorder {
         shown: Shown,
         last: ConnectionId,
     ) -> io::Result<(Arc<Self>, JoinHandle<()>)> {
-        let recorder = Arc::new(Self {
-            buffer: Mutex::default(),
-            bell: Condvar::new(),
-            last: AtomicU64::new(last.0),
-            shown,
-        });
+        let recorder =
+            Arc::new(Self { buffer: Mutex::default(), bell: Condvar::new(), last: AtomicU64::new(last.0), shown });
         let writer = Writer { recorder: recorder.clone(), output, watchers, missed: false, lost: 0, said: None };
         let thread = std::thread::Builder::new().name("gatespan-tap-writer".into()).spawn(move || writer.run())?;
         Ok((recorder, thread))
@@ -82,6 +80,11 @@ impl Recorder {
     pub(super) fn finish(&self) {
         self.buffer().is_over = true;
         self.bell.notify_one();
+    }
+
+    /// Whether the writer has nothing to write any more.
+    pub(super) fn is_finished(&self) -> bool {
+        self.buffer().is_written
     }
 
     fn buffer(&self) -> MutexGuard<'_, Buffer> {
@@ -293,10 +296,12 @@ impl Writer {
             }
             spare = self.show(frames);
         }
-        self.say_what_is_lost(self.recorder.buffer().lost, true);
+        let lost = self.recorder.buffer().lost;
+        self.say_what_is_lost(lost, true);
         if let Some(output) = self.output.take() {
             output.finish();
         }
+        self.recorder.buffer().is_written = true;
     }
 
     /// Hands frames on; gives back what can be used again.
