@@ -232,6 +232,11 @@ impl<R: Reader> InRecords<R> {
     pub fn new(reader: R) -> Self {
         Self { reader, records: Records::default(), has_ended: false, failure: None }
     }
+
+    /// What it reads with.
+    pub fn reader(&self) -> &R {
+        &self.reader
+    }
 }
 
 impl<R: Reader> EntryReader for InRecords<R> {
