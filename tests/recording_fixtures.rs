@@ -355,7 +355,9 @@ fn every_front_brings_the_same_requests_to_the_application() {
             let short =
                 |line: &str| if any_len { line.split("200 and").next().unwrap().to_owned() } else { line.to_owned() };
             assert_eq!(short(found), short(&expected), "{front}");
-            assert_eq!(found.ends_with("no end"), index >= 8, "{front}: {found}");
+            // lighttpd, which collects answers first, lets the application finish for a client that has left.
+            let has_end = index < 8 || (front, index) == ("lighttpd", 9);
+            assert_eq!(!found.ends_with("no end"), has_end, "{front}: {found}");
         }
     }
 }
@@ -371,8 +373,8 @@ fn fronts_differ_in_how_they_speak_fastcgi() {
          body with CONTENT_LENGTH CONTENT_TYPE HTTP_CONTENT_LENGTH HTTP_CONTENT_TYPE; chunked -1; SERVER_NAME 127.0.0.1; HTTP_HOST with port",
         "h2o: flags 0, STDIN 40000; twice \"one\" \"two\", proxy, underscore; GET without a length; \
          body with CONTENT_LENGTH CONTENT_TYPE; chunked 10; SERVER_NAME default; HTTP_HOST with port",
-        "haproxy: flags 1, STDIN 15000 25000; twice \"one\" \"two\", no proxy, no underscore; GET with length \"0\"; \
-         body with CONTENT_LENGTH CONTENT_TYPE; chunked -; SERVER_NAME 127.0.0.1:8004; HTTP_HOST with port",
+        "haproxy: flags 1, STDIN 15122 16320 8558; twice \"one\" \"two\", no proxy, no underscore; GET with length \"0\"; \
+         body with CONTENT_LENGTH CONTENT_TYPE; chunked 10; SERVER_NAME 127.0.0.1:8004; HTTP_HOST with port",
         "lighttpd: flags 0, STDIN 40000; twice \"one, two\", no proxy, underscore; GET with length \"0\"; \
          body with CONTENT_LENGTH CONTENT_TYPE HTTP_CONTENT_LENGTH; chunked 10; SERVER_NAME 127.0.0.1; HTTP_HOST with port",
         "nginx: flags 0, STDIN 32768 7232; twice \"one\" \"two\", proxy, no underscore; GET with length \"\"; \
