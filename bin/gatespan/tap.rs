@@ -268,16 +268,22 @@ impl Arguments {
         if self.showing.json && self.recording.output.as_os_str() == "-" {
             return Err(UsageError("--json and -o - both write to standard output".into()).into());
         }
-        let words = [self.from.to_string(), self.to.to_string()].into_iter().chain(self.bridge.iter().cloned());
-        let parsed = BridgeWords::try_parse_from(words).map_err(|error| {
-            // `-- --help` asks what may stand there.
-            if !error.use_stderr() {
-                error.exit();
-            }
-            let message = error.to_string();
-            UsageError(message.strip_prefix("error: ").unwrap_or(&message).trim_end().into())
-        })?;
-        let mut bridge = parsed.arguments;
+        let ends = [self.from.to_string(), self.to.to_string()];
+        let parse = |options: &[String]| {
+            BridgeWords::try_parse_from(ends.iter().chain(options)).map_err(|error| {
+                // `-- --help` asks what may stand there.
+                if !error.use_stderr() {
+                    error.exit();
+                }
+                let message = error.to_string();
+                UsageError(message.strip_prefix("error: ").unwrap_or(&message).trim_end().into())
+            })
+        };
+        let mut bridge = parse(&self.bridge)?.arguments;
+        // Both commands have these, and what is said here counts.
+        if format!("{:?}", bridge.listening) != format!("{:?}", parse(&[])?.arguments.listening) {
+            return Err(UsageError("options about listening, such as --socket-mode, are to stand before --".into()).into());
+        }
         bridge.listening = self.listening.clone();
         bridge.check()?;
         Ok(bridge)
@@ -351,6 +357,7 @@ mod tests {
         for (words, part) in [
             (&["cgi:", "fastcgi:/b"][..], "expected fastcgi: or http: FROM"),
             (&["fastcgi:/a", "fastcgi:/b", "--", "--no-such-option"], "--no-such-option"),
+            (&["fastcgi:/a", "fastcgi:/b", "--", "--threads", "2"], "are to stand before --"),
             (&["fastcgi:/a", "fastcgi:/b", "--max-body", "1M"], "--max-body is for http:"),
             (&["fastcgi:/a", "fastcgi:/b", "--json", "-o", "-"], "both write to standard output"),
         ] {
