@@ -282,7 +282,9 @@ impl Arguments {
         let mut bridge = parse(&self.bridge)?.arguments;
         // Both commands have these, and what is said here counts.
         if format!("{:?}", bridge.listening) != format!("{:?}", parse(&[])?.arguments.listening) {
-            return Err(UsageError("options about listening, such as --socket-mode, are to stand before --".into()).into());
+            return Err(
+                UsageError("options about listening, such as --socket-mode, are to stand before --".into()).into()
+            );
         }
         bridge.listening = self.listening.clone();
         bridge.check()?;

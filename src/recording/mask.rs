@@ -8,7 +8,8 @@
 //!
 //! Padding is masked where it is not zeros.
 //!
-//! Everything that can't be followed is masked: a STDOUT that has no head, and all that comes once a record of another version of FastCGI begins.
+//! Everything that can't be followed is masked: a STDOUT that has no head, and all that comes behind the first byte of what is no
+//! record.
 //! What is never masked: STDERR, and secrets in a place of their own, such as in a query string.
 //!
 //! Nothing is copied and bodies are not looked at, so that a body costs no more than its records' headers.
@@ -86,9 +87,12 @@ impl Mask {
                         _ => {}
                     }
                 }
-                Step::Lost => self.is_followed = false,
+                Step::Lost => {
+                    rest = &rest[1..];
+                    self.is_followed = false;
+                }
             }
-            debug_assert!(rest.len() < before || side.is_lost());
+            debug_assert!(rest.len() < before);
         }
     }
 
@@ -152,7 +156,7 @@ enum Step {
     Passed(usize),
     /// A record began.
     Began(Header),
-    /// Nothing can be followed from here on.
+    /// Nothing can be followed behind this byte.
     Lost,
 }
 
@@ -163,10 +167,6 @@ impl Side {
 
     fn is_between_records(&self) -> bool {
         matches!(self.at, At::Header(0))
-    }
-
-    fn is_lost(&self) -> bool {
-        matches!(self.at, At::Lost)
     }
 
     fn take_header(&mut self) -> usize {
@@ -182,6 +182,8 @@ impl Side {
             }
             At::Header(filled) => {
                 if filled == 0 && bytes[0] != VERSION {
+                    // One byte tells readers that this is no record.
+                    runs.add(1, false);
                     self.at = At::Lost;
                     return Step::Lost;
                 }
@@ -696,11 +698,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_fastcgi_is_masked_from_its_first_byte() {
-        assert_eq!(masked(Shown::default(), TO_APPLICATION, b"GET / HTTP/1.1"), b"**************");
+    fn what_is_not_fastcgi_is_masked_behind_its_first_byte() {
+        assert_eq!(masked(Shown::default(), TO_APPLICATION, b"GET / HTTP/1.1"), b"G*************");
         let bytes = [request(&[("A", "b")], b""), b"\x02garbage".to_vec()].concat();
         let kept = masked(Shown::default(), TO_APPLICATION, &bytes);
-        assert_eq!(kept, [request(&[("A", "b")], b""), b"********".to_vec()].concat());
+        assert_eq!(kept, [request(&[("A", "b")], b""), b"\x02*******".to_vec()].concat());
         assert_eq!(masked(Shown::ALL, TO_APPLICATION, &bytes), bytes);
         let unknown = records(&[(RecordType::Unknown(99), b"abc", 1)]);
         assert!(masked(Shown::default(), TO_APPLICATION, &unknown).ends_with(b"***\0"));
