@@ -3,6 +3,9 @@
 mod bridge;
 mod tap;
 mod demo;
+mod convert;
+mod decode;
+mod recordings;
 mod completions;
 mod man;
 mod logging;
@@ -29,6 +32,8 @@ enum Command {
     Bridge(Box<bridge::Arguments>),
     Tap(Box<tap::Arguments>),
     Demo(demo::Arguments),
+    Convert(convert::Arguments),
+    Decode(decode::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
 }
@@ -40,6 +45,7 @@ Examples:
   gatespan tap fastcgi:/run/tap.sock fastcgi:/run/app.sock
                                     see and record what passes between a web server and it
   gatespan demo                     see one application through three gateways, in a browser
+  gatespan decode capture.pcap      what passed, record by record
   gatespan help demo                what a command does, with examples
   gatespan completions bash         a completion script for the shell
   gatespan man demo | man -l -      the manual page of a command
@@ -61,6 +67,8 @@ fn main() -> ExitCode {
         Command::Bridge(arguments) => bridge::run(&arguments, cli.logging.form()),
         Command::Tap(arguments) => tap::run(&arguments, cli.logging.form()),
         Command::Demo(arguments) => demo::run(arguments),
+        Command::Convert(arguments) => convert::run(&arguments),
+        Command::Decode(arguments) => decode::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),
     };

@@ -168,6 +168,11 @@ impl Record {
         !self.piece.holes.is_empty()
     }
 
+    /// Whether the content has bytes that were left out on purpose.
+    pub fn is_masked(&self) -> bool {
+        self.piece.holes.iter().any(|hole| hole.is_masked)
+    }
+
     /// Whether the content has bytes that were lost, and not left out on purpose.
     pub fn has_lost_bytes(&self) -> bool {
         self.piece.holes.iter().any(|hole| !hole.is_masked)
