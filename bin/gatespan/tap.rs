@@ -67,7 +67,7 @@ pub(crate) struct Arguments {
 #[command(next_help_heading = "The recording")]
 struct Recording {
     /// The file, which is made for nobody else to read (mode 600) and added to where it is there; - is standard output
-    #[arg(short, long, value_name = "FILE", default_value = "gatespan.rec")]
+    #[arg(short, long, value_name = "FILE", default_value = "gatespan.gsr")]
     output: PathBuf,
     /// Begin another file before this one is longer: FILE becomes FILE.1, FILE.1 becomes FILE.2
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = bridge::size)]
@@ -110,7 +110,7 @@ const EXAMPLES: &str = "\
 Examples:
   gatespan tap fastcgi:/run/tap.sock fastcgi:/run/php/php-fpm.sock     between nginx and PHP:
                                        fastcgi_pass unix:/run/tap.sock; in nginx's configuration
-  gatespan tap fastcgi://127.0.0.1:9001 fastcgi://127.0.0.1:9000 -o app.rec --rotate 100M --keep 9
+  gatespan tap fastcgi://127.0.0.1:9001 fastcgi://127.0.0.1:9000 -o app.gsr --rotate 100M --keep 9
   gatespan tap fastcgi:/run/tap.sock fastcgi:/run/app.sock --show cookies,bodies
   gatespan tap fastcgi:/run/tap.sock fastcgi:/run/app.sock -o - | gatespan decode -
   gatespan tap http://127.0.0.1:8080 cgi:cgi-bin/ --json
