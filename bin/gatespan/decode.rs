@@ -90,7 +90,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut decoder = Decoder::new(arguments);
     let (mut numbering, mut failures) = (Numbering::default(), Failures::default());
     for file in files {
-        let read = reading.read(file, &mut numbering, &mut |item, _| decoder.item(&item, arguments.follow));
+        let read = reading.read(file, &mut numbering, &mut |item, _| decoder.item(&item));
         match read {
             Ok(note) => note.iter().for_each(|note| say(note)),
             // Nobody reads what is printed any more.
@@ -133,6 +133,8 @@ struct Decoder {
     summaries: Summaries,
     records: u64,
     findings: u64,
+    /// Somebody looks at it as it comes.
+    is_live: bool,
 }
 
 enum Form {
@@ -162,10 +164,11 @@ impl Decoder {
             summaries: Summaries::default(),
             records: 0,
             findings: 0,
+            is_live: is_terminal || arguments.follow,
         }
     }
 
-    fn item(&mut self, item: &Item, is_live: bool) -> anyhow::Result<()> {
+    fn item(&mut self, item: &Item) -> anyhow::Result<()> {
         match item {
             Item::Entry(entry) => self.entry(entry)?,
             Item::Exchange(exchange) => {
@@ -174,7 +177,7 @@ impl Decoder {
                 }
             }
         }
-        if is_live {
+        if self.is_live {
             self.output.flush()?;
         }
         Ok(())

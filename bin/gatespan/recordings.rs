@@ -143,6 +143,7 @@ impl Reading {
         each: &mut dyn FnMut(Item, u64) -> anyhow::Result<()>,
     ) -> Result<bool, Failure> {
         let mut buffer = vec![0; 64 * 1024];
+        let mut was_replaced = false;
         loop {
             // Who waits for a pipe would not see that it is to end.
             if self.follow.is_some() && !self.is_interrupted() && !file.is_readable().map_err(read_failed)? {
@@ -164,6 +165,11 @@ impl Reading {
                 continue;
             }
             let is_replaced = self.follow.is_some() && !self.is_interrupted() && file.is_replaced();
+            // Something may have been added before another file took the name.
+            if is_replaced && !was_replaced {
+                was_replaced = true;
+                continue;
+            }
             if !(is_replaced && source.goes_on()) {
                 source.end();
                 source.give_out(file.offset, each)?;
@@ -196,7 +202,7 @@ impl Reading {
                 None => form::fastcgi::Reader::default(),
                 Some(way) => form::fastcgi::Reader::one_way(way.into()),
             })),
-            FromForm::Json => entries(Box::new(form::json::Reader::default())),
+            FromForm::Json => entries(Box::<form::json::Reader>::default()),
             FromForm::Http => Ok(Source::Exchanges(Box::new(form::http::Reader::new(self.spool.clone())))),
             FromForm::Pcap | FromForm::Pcapng => {
                 let settings = Settings { ports: self.ports.clone(), ..Settings::default() };

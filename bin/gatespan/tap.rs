@@ -67,7 +67,7 @@ pub(crate) struct Arguments {
 #[command(next_help_heading = "The recording")]
 struct Recording {
     /// The file, which is made for nobody else to read (mode 600) and added to where it is there; - is standard output
-    #[arg(short, long, value_name = "FILE", default_value = "gatespan.rec")]
+    #[arg(short, long, value_name = "FILE", default_value = "gatespan.gsr")]
     output: PathBuf,
     /// Begin another file before this one is longer: FILE becomes FILE.1, FILE.1 becomes FILE.2
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = bridge::size)]
@@ -110,7 +110,7 @@ const EXAMPLES: &str = "\
 Examples:
   gatespan tap fastcgi:/run/tap.sock fastcgi:/run/php/php-fpm.sock     between nginx and PHP:
                                        fastcgi_pass unix:/run/tap.sock; in nginx's configuration
-  gatespan tap fastcgi://127.0.0.1:9001 fastcgi://127.0.0.1:9000 -o app.rec --rotate 100M --keep 9
+  gatespan tap fastcgi://127.0.0.1:9001 fastcgi://127.0.0.1:9000 -o app.gsr --rotate 100M --keep 9
   gatespan tap fastcgi:/run/tap.sock fastcgi:/run/app.sock --show cookies,bodies
   gatespan tap fastcgi:/run/tap.sock fastcgi:/run/app.sock -o - | gatespan decode -
   gatespan tap http://127.0.0.1:8080 cgi:cgi-bin/ --json
@@ -268,16 +268,24 @@ impl Arguments {
         if self.showing.json && self.recording.output.as_os_str() == "-" {
             return Err(UsageError("--json and -o - both write to standard output".into()).into());
         }
-        let words = [self.from.to_string(), self.to.to_string()].into_iter().chain(self.bridge.iter().cloned());
-        let parsed = BridgeWords::try_parse_from(words).map_err(|error| {
-            // `-- --help` asks what may stand there.
-            if !error.use_stderr() {
-                error.exit();
-            }
-            let message = error.to_string();
-            UsageError(message.strip_prefix("error: ").unwrap_or(&message).trim_end().into())
-        })?;
-        let mut bridge = parsed.arguments;
+        let ends = [self.from.to_string(), self.to.to_string()];
+        let parse = |options: &[String]| {
+            BridgeWords::try_parse_from(ends.iter().chain(options)).map_err(|error| {
+                // `-- --help` asks what may stand there.
+                if !error.use_stderr() {
+                    error.exit();
+                }
+                let message = error.to_string();
+                UsageError(message.strip_prefix("error: ").unwrap_or(&message).trim_end().into())
+            })
+        };
+        let mut bridge = parse(&self.bridge)?.arguments;
+        // Both commands have these, and what is said here counts.
+        if format!("{:?}", bridge.listening) != format!("{:?}", parse(&[])?.arguments.listening) {
+            return Err(
+                UsageError("options about listening, such as --socket-mode, are to stand before --".into()).into()
+            );
+        }
         bridge.listening = self.listening.clone();
         bridge.check()?;
         Ok(bridge)
@@ -351,6 +359,7 @@ mod tests {
         for (words, part) in [
             (&["cgi:", "fastcgi:/b"][..], "expected fastcgi: or http: FROM"),
             (&["fastcgi:/a", "fastcgi:/b", "--", "--no-such-option"], "--no-such-option"),
+            (&["fastcgi:/a", "fastcgi:/b", "--", "--threads", "2"], "are to stand before --"),
             (&["fastcgi:/a", "fastcgi:/b", "--max-body", "1M"], "--max-body is for http:"),
             (&["fastcgi:/a", "fastcgi:/b", "--json", "-o", "-"], "both write to standard output"),
         ] {

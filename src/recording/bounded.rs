@@ -1,21 +1,24 @@
 //! A map that forgets: what a recording names, its connections and requests, may be more than memory should hold.
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::Hash;
+use std::collections::BTreeMap;
+use std::ops::{RangeBounds, RangeInclusive};
+
+use super::ConnectionId;
+use crate::protocol::fastcgi::RequestId;
 
 /// A map of at most so many entries. What was not touched for longest makes room for what is new.
 #[derive(Debug)]
 pub(super) struct Bounded<K, V> {
-    entries: HashMap<K, (u64, V)>,
+    entries: BTreeMap<K, (u64, V)>,
     /// The keys by when they were touched last.
     order: BTreeMap<u64, K>,
     touches: u64,
     limit: usize,
 }
 
-impl<K: Copy + Eq + Hash, V> Bounded<K, V> {
+impl<K: Copy + Ord, V> Bounded<K, V> {
     pub(super) fn new(limit: usize) -> Self {
-        Self { entries: HashMap::new(), order: BTreeMap::new(), touches: 0, limit: limit.max(1) }
+        Self { entries: BTreeMap::new(), order: BTreeMap::new(), touches: 0, limit: limit.max(1) }
     }
 
     /// Adds an entry, or replaces it, and gives back what had to go for it: the old value under the key, or the oldest entry.
@@ -50,15 +53,21 @@ impl<K: Copy + Eq + Hash, V> Bounded<K, V> {
         Some((key, value))
     }
 
-    /// Takes out all whose key is meant, those first that were touched first.
-    pub(super) fn take(&mut self, is_meant: impl Fn(&K) -> bool) -> Vec<(K, V)> {
-        let keys: Vec<K> = self.order.values().copied().filter(is_meant).collect();
-        keys.into_iter().filter_map(|key| Some((key, self.remove(&key)?))).collect()
+    /// Takes out all whose key lies in the range, those first that were touched first.
+    pub(super) fn take(&mut self, range: impl RangeBounds<K>) -> Vec<(K, V)> {
+        let mut keys: Vec<(u64, K)> = self.entries.range(range).map(|(key, (touched, _))| (*touched, *key)).collect();
+        keys.sort_by_key(|(touched, _)| *touched);
+        keys.into_iter().filter_map(|(_, key)| Some((key, self.remove(&key)?))).collect()
     }
 
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
+}
+
+/// The keys of all requests of a connection.
+pub(super) fn of_connection(connection: ConnectionId) -> RangeInclusive<(ConnectionId, RequestId)> {
+    (connection, RequestId(0))..=(connection, RequestId(u16::MAX))
 }
 
 #[cfg(test)]
@@ -75,7 +84,7 @@ mod tests {
         assert_eq!(map.insert(3, 'd'), Some((3, 'c')), "a value that is replaced comes back");
         assert_eq!((map.len(), map.touch(&2)), (2, None));
         assert_eq!(map.remove(&1), Some('a'));
-        assert_eq!(map.take(|key| *key == 3), [(3, 'd')]);
+        assert_eq!(map.take(3..=3), [(3, 'd')]);
         assert_eq!(map.remove_oldest(), None);
     }
 }

@@ -5,10 +5,11 @@ use std::fmt::Write;
 use bytes::Bytes;
 
 use super::bounded::Bounded;
+use super::head::AwaitedHead;
 use super::pair_stream::PairStream;
 use super::records::{Entry, Passed, Record};
 use super::{ConnectionId, Direction};
-use crate::protocol::cgi::{Excerpt, Limits, ResponseHead};
+use crate::protocol::cgi::{Excerpt, ResponseHead};
 use crate::protocol::fastcgi::{BeginRequest, EndRequest, ProtocolStatus, RecordType, RequestId, Role, UnknownType};
 
 /// Says what each entry means. It remembers of each request what its later records need: how far its variables have come, and its
@@ -27,32 +28,24 @@ impl Default for Describer {
 /// Of how many requests something is remembered.
 const MAX_DESCRIBED: usize = 4096;
 
-/// Up to how many bytes of a head are awaited.
-const MAX_HEAD: usize = 16 * 1024;
-
 /// How many bytes a line has at most, or little more.
 const LINE_LEN: usize = 160;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Request {
     params: PairStream,
     stdin: u64,
     data: u64,
     stdout: u64,
     stderr: u64,
-    head: Head,
+    /// `None` once it is over.
+    head: Option<AwaitedHead>,
 }
 
-#[derive(Debug)]
-enum Head {
-    /// As far as it has come.
-    Awaited(Vec<u8>),
-    Over,
-}
-
-impl Default for Head {
+impl Default for Request {
     fn default() -> Self {
-        Self::Awaited(Vec::new())
+        let params = PairStream::default();
+        Self { params, stdin: 0, data: 0, stdout: 0, stderr: 0, head: Some(AwaitedHead::default()) }
     }
 }
 
@@ -214,16 +207,13 @@ fn stdout(request: &mut Request, content: &[u8]) -> String {
     if content.is_empty() {
         return format!("end of the answer: {} bytes", request.stdout);
     }
-    let Head::Awaited(so_far) = &mut request.head else { return Excerpt::new(content).to_string() };
-    so_far.extend_from_slice(&content[..content.len().min(MAX_HEAD - so_far.len())]);
-    let limits = Limits { max_len: MAX_HEAD, ..Limits::default() };
-    let line = match ResponseHead::decode(so_far, &limits) {
-        Ok(None) if so_far.len() < MAX_HEAD => return format!("part of the head: {}", Excerpt::new(content)),
-        Ok(None) => format!("no head within {MAX_HEAD} bytes"),
-        Err(error) => format!("no head: {error}"),
-        Ok(Some((head, len))) => described(&head, &so_far[len..]),
+    let Some(head) = &mut request.head else { return Excerpt::new(content).to_string() };
+    let line = match head.feed(content) {
+        None => return format!("part of the head: {}", Excerpt::new(content)),
+        Some(Err(error)) => format!("no head: {error}"),
+        Some(Ok(found)) => described(&found, head.body()),
     };
-    request.head = Head::Over;
+    request.head = None;
     line
 }
 

@@ -4,7 +4,7 @@ use std::io;
 
 use bytes::Bytes;
 
-use super::bounded::Bounded;
+use super::bounded::{Bounded, of_connection};
 use super::records::{Entry, Passed, Piece, Record};
 use super::spool::{Spool, Spooled};
 use super::{ConnectionId, Direction, Timestamp};
@@ -41,8 +41,10 @@ pub struct Exchange {
     pub end: Option<EndRequest>,
     /// Whether the web server gave it up.
     pub is_aborted: bool,
-    /// Whether anything of it is missing: its variables could not be read, bytes were lost or left out, it was forgotten.
+    /// Whether anything of it is missing: its variables could not be read, bytes were lost, it was forgotten.
     pub is_damaged: bool,
+    /// Whether parts of it were left out of the recording, on purpose.
+    pub is_masked: bool,
     /// When what happened.
     pub times: Times,
 }
@@ -77,6 +79,7 @@ impl Exchange {
             end: None,
             is_aborted: false,
             is_damaged: false,
+            is_masked: false,
             times: Times::default(),
         }
     }
@@ -101,6 +104,8 @@ impl Exchange {
 pub struct Exchanges {
     spool: Spool,
     open: Bounded<(ConnectionId, RequestId), Open>,
+    /// How often something was missing on a connection: whose it was is not known.
+    losses: Bounded<ConnectionId, u64>,
     ready: std::collections::VecDeque<Exchange>,
 }
 
@@ -117,12 +122,19 @@ struct Open {
     /// The variables, encoded.
     params: Spooled,
     stdin_ended: bool,
+    /// How often something was missing on its connection before it began.
+    losses: u64,
 }
 
 impl Exchanges {
     /// Bodies are held there.
     pub fn new(spool: Spool) -> Self {
-        Self { spool, open: Bounded::new(MAX_EXCHANGES), ready: std::collections::VecDeque::new() }
+        Self {
+            spool,
+            open: Bounded::new(MAX_EXCHANGES),
+            losses: Bounded::new(MAX_EXCHANGES),
+            ready: std::collections::VecDeque::new(),
+        }
     }
 
     /// Takes the next entry.
@@ -135,17 +147,17 @@ impl Exchanges {
         match &entry.passed {
             Passed::Record { record, .. } => self.record(entry, record),
             Passed::Cut { .. } | Passed::Garbage { .. } | Passed::Gap { .. } => {
-                // Whose bytes these were is not known.
-                for (key, mut open) in self.open.take(|(of, _)| *of == connection) {
-                    open.exchange.is_damaged = true;
-                    self.open.insert(key, open);
+                match self.losses.touch(&connection) {
+                    Some(losses) => *losses += 1,
+                    None => drop(self.losses.insert(connection, 1)),
                 }
                 Ok(())
             }
             Passed::Ended { direction: Direction::ToWebServer } | Passed::Broken { .. } => {
-                for (_, open) in self.open.take(|(of, _)| *of == connection) {
+                for (_, open) in self.open.take(of_connection(connection)) {
                     self.give_out(open)?;
                 }
+                self.losses.remove(&connection);
                 Ok(())
             }
             Passed::Opened { .. } | Passed::Ended { .. } => Ok(()),
@@ -158,7 +170,7 @@ impl Exchanges {
     ///
     /// When a body can't be read again.
     pub fn end(&mut self) -> io::Result<()> {
-        for (_, open) in self.open.take(|_| true) {
+        for (_, open) in self.open.take(..) {
             self.give_out(open)?;
         }
         Ok(())
@@ -181,8 +193,9 @@ impl Exchanges {
             let mut exchange = Exchange::new(&self.spool, key.0, key.1);
             (exchange.offset, exchange.role, exchange.flags) = (entry.offset, role, content[2]);
             exchange.times.begun = entry.time;
-            exchange.is_damaged = record.has_holes();
-            let open = Open { exchange, params: self.spool.body(), stdin_ended: role == Role::Authorizer };
+            let losses = self.losses.touch(&key.0).copied().unwrap_or_default();
+            exchange.is_damaged = record.has_lost_bytes();
+            let open = Open { exchange, params: self.spool.body(), stdin_ended: role == Role::Authorizer, losses };
             if let Some((_, mut forgotten)) = self.open.insert(key, open) {
                 forgotten.exchange.is_damaged = true;
                 self.give_out(forgotten)?;
@@ -191,8 +204,9 @@ impl Exchanges {
         }
         // What belongs to no request, or to one whose beginning was not seen, is in no exchange.
         let Some(open) = self.open.touch(&key) else { return Ok(()) };
-        let Open { exchange, params, stdin_ended } = open;
-        exchange.is_damaged |= record.has_holes();
+        let Open { exchange, params, stdin_ended, .. } = open;
+        exchange.is_damaged |= record.has_lost_bytes();
+        exchange.is_masked |= record.is_masked();
         let is_over = exchange.end.is_some();
         match record.header().record_type {
             RecordType::Params => params.append(content)?,
@@ -234,7 +248,9 @@ impl Exchanges {
     }
 
     fn give_out(&mut self, open: Open) -> io::Result<()> {
-        let Open { mut exchange, params, .. } = open;
+        let Open { mut exchange, params, losses, .. } = open;
+        let losses_now = self.losses.touch(&exchange.connection).copied().unwrap_or(losses);
+        exchange.is_damaged |= losses_now != losses;
         if params.len() > MAX_PARAMS_LEN as u64 {
             exchange.is_damaged = true;
         } else {
@@ -466,6 +482,15 @@ mod tests {
         assert_eq!(found.iter().map(|exchange| exchange.id.0).collect::<Vec<_>>(), [1, 2, 1]);
         assert!(found.iter().all(|exchange| !exchange.is_complete()));
         assert_eq!(found.iter().map(|exchange| exchange.is_damaged).collect::<Vec<_>>(), [true, false, false]);
+    }
+
+    #[test]
+    fn what_is_open_while_something_is_missing_is_damaged_and_nothing_else_is() {
+        let whole = records(&[(1, 1, BEGIN), (6, 1, b"x"), (5, 1, b""), (3, 1, &[0; 8])]);
+        let bytes = [&whole[..], &whole[..16], b"garbage", &whole[16..], &whole].concat();
+        let damaged: Vec<_> =
+            exchanges_of(&bytes, &Spool::default()).iter().map(|exchange| exchange.is_damaged).collect();
+        assert_eq!(damaged, [false, true, false]);
     }
 
     #[test]

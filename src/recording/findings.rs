@@ -3,7 +3,7 @@
 //! This is stricter than the two ends of a connection are: they take what does no harm, as they should, while who looks at a recording wants
 //! to know who did what.
 
-use super::bounded::Bounded;
+use super::bounded::{Bounded, of_connection};
 use super::pair_stream::PairStream;
 use super::records::{Entry, Passed, Record, direction_of};
 use super::{ConnectionId, Direction};
@@ -219,6 +219,8 @@ struct Request {
     role: Option<Role>,
     params: PairStream,
     params_ended: bool,
+    /// Bytes of them are not known.
+    params_lost: bool,
     stdin_ended: bool,
     data_ended: bool,
     stdout: Stream,
@@ -240,6 +242,7 @@ impl Request {
             role,
             params: PairStream::default(),
             params_ended: role.is_none(),
+            params_lost: false,
             stdin_ended: false,
             data_ended: false,
             stdout: Stream::Unused,
@@ -278,7 +281,7 @@ impl Checker {
             Passed::Ended { direction: Direction::ToWebServer } => self.closed(connection, &mut findings),
             Passed::Broken { .. } => {
                 self.connections.remove(&connection);
-                self.requests.take(|(of, _)| *of == connection);
+                self.requests.take(of_connection(connection));
             }
             Passed::Opened { .. } => {}
         }
@@ -294,7 +297,7 @@ impl Checker {
 
     /// The application closes the connection.
     fn closed(&mut self, connection: ConnectionId, findings: &mut Vec<Finding>) {
-        let requests = self.requests.take(|(of, _)| *of == connection);
+        let requests = self.requests.take(of_connection(connection));
         let Some(state) = self.connections.remove(&connection) else { return };
         // Once the web server has closed, there is nothing to keep, and what was running is given up.
         if state.web_server_has_closed || state.is_uncertain {
@@ -399,10 +402,11 @@ impl Checker {
                 if !went_on(request.params_ended, request.role, record_type, content, findings) {
                     return;
                 }
+                request.params_lost |= record.has_lost_bytes();
                 request.params.feed(content, |_, _| {});
                 if content.is_empty() {
                     request.params_ended = true;
-                    if request.params.begun() > 0 {
+                    if request.params.begun() > 0 && !request.params_lost {
                         findings.push(Finding::ParamsCut { begun: request.params.begun() });
                     }
                 }

@@ -4,9 +4,12 @@
 //!
 //! - cookies: the values of variables and response headers whose name has `COOKIE` in it;
 //! - authorization: the values of those whose name has one of [`SECRET_WORDS`] in it, in any case, `-` and `_` being the same;
-//! - bodies: STDIN, DATA, what follows the head on STDOUT, and records of a type that nobody knows, each with its padding.
+//! - bodies: STDIN, DATA, what follows the head on STDOUT, and records of a type that nobody knows.
 //!
-//! Everything that can't be followed is masked: a STDOUT that has no head, and all that comes once a record of another version of FastCGI begins.
+//! Padding is masked where it is not zeros.
+//!
+//! Everything that can't be followed is masked: a STDOUT that has no head, and all that comes behind the first byte of what is no
+//! record.
 //! What is never masked: STDERR, and secrets in a place of their own, such as in a query string.
 //!
 //! Nothing is copied and bodies are not looked at, so that a body costs no more than its records' headers.
@@ -84,9 +87,12 @@ impl Mask {
                         _ => {}
                     }
                 }
-                Step::Lost => self.is_followed = false,
+                Step::Lost => {
+                    rest = &rest[1..];
+                    self.is_followed = false;
+                }
             }
-            debug_assert!(rest.len() < before || side.is_lost());
+            debug_assert!(rest.len() < before);
         }
     }
 
@@ -139,8 +145,8 @@ enum At {
     Header(usize),
     /// In the content of a record, of which so much is left.
     Content(Header, usize),
-    /// In its padding, which is masked as a whole or where it says something.
-    Padding(usize, bool),
+    /// In its padding.
+    Padding(usize),
     /// Nowhere: what comes is not FastCGI.
     Lost,
 }
@@ -150,7 +156,7 @@ enum Step {
     Passed(usize),
     /// A record began.
     Began(Header),
-    /// Nothing can be followed from here on.
+    /// Nothing can be followed behind this byte.
     Lost,
 }
 
@@ -161,10 +167,6 @@ impl Side {
 
     fn is_between_records(&self) -> bool {
         matches!(self.at, At::Header(0))
-    }
-
-    fn is_lost(&self) -> bool {
-        matches!(self.at, At::Lost)
     }
 
     fn take_header(&mut self) -> usize {
@@ -180,6 +182,8 @@ impl Side {
             }
             At::Header(filled) => {
                 if filled == 0 && bytes[0] != VERSION {
+                    // One byte tells readers that this is no record.
+                    runs.add(1, false);
                     self.at = At::Lost;
                     return Step::Lost;
                 }
@@ -195,49 +199,34 @@ impl Side {
                 self.begin(direction, header);
                 self.taken = len;
                 // A record without content is over with its header.
-                self.skip_what_is_over(shown);
+                self.skip_what_is_over();
                 Step::Began(header)
             }
             At::Content(header, left) => {
                 let len = left.min(bytes.len());
                 self.content(header, &bytes[..len], shown, runs);
                 self.at = At::Content(header, left - len);
-                self.skip_what_is_over(shown);
+                self.skip_what_is_over();
                 Step::Passed(len)
             }
-            At::Padding(left, is_masked) => {
+            At::Padding(left) => {
                 let len = left.min(bytes.len());
-                if is_masked {
-                    runs.add(len, true);
-                } else {
-                    // Zeros say nothing; what else stands there may be what the sender's memory held before.
-                    bytes[..len].iter().for_each(|byte| runs.add(1, *byte != 0 && shown != Shown::ALL));
-                }
-                self.at = At::Padding(left - len, is_masked);
-                self.skip_what_is_over(shown);
+                // Zeros say nothing; what else stands there may be what the sender's memory held before.
+                bytes[..len].iter().for_each(|byte| runs.add(1, *byte != 0 && shown != Shown::ALL));
+                self.at = At::Padding(left - len);
+                self.skip_what_is_over();
                 Step::Passed(len)
             }
         }
     }
 
     /// To the place where the next byte belongs.
-    fn skip_what_is_over(&mut self, shown: Shown) {
+    fn skip_what_is_over(&mut self) {
         if let At::Content(header, 0) = self.at {
-            self.at = At::Padding(header.padding_len.into(), self.is_body(header) && !shown.bodies);
+            self.at = At::Padding(header.padding_len.into());
         }
-        if let At::Padding(0, _) = self.at {
+        if let At::Padding(0) = self.at {
             self.at = At::Header(0);
-        }
-    }
-
-    /// Whether a record is part of a body as a whole.
-    fn is_body(&self, header: Header) -> bool {
-        match header.record_type {
-            RecordType::Stdin | RecordType::Data | RecordType::Unknown(_) => true,
-            RecordType::Stdout => {
-                !matches!(self.stream(header.request_id), Some(Stream::Head(head)) if head.line != Line::Body)
-            }
-            _ => false,
         }
     }
 
@@ -473,7 +462,7 @@ impl Head {
                             };
                             (end + 1, false, Line::Value { is_masked })
                         }
-                        Some(_) => (0, false, Line::Body),
+                        Some(end) => (end, false, Line::Body),
                     }
                 }
                 Line::Value { is_masked } => match memchr(b'\n', within) {
@@ -636,12 +625,9 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_masked_with_its_padding_and_its_headers_are_kept() {
+    fn a_body_is_masked_and_its_records_are_kept() {
         let kept = masked(Shown::default(), TO_APPLICATION, &request(&[("A", "b")], b"body"));
-        let mut expected = request(&[("A", "b")], b"****");
-        let end = expected.len() - HEADER_LEN;
-        expected[end - 5..end].fill(b'*');
-        assert_eq!(kept, expected);
+        assert_eq!(kept, request(&[("A", "b")], b"****"));
     }
 
     #[test]
@@ -682,6 +668,7 @@ mod tests {
             ("a b: c\n\n", "a*******"),
             (" a: b\n\n", "*******"),
             ("\rbody", "\r****"),
+            ("word and more", "word*********"),
         ] {
             let bytes = records(&[(RecordType::Stdout, content.as_bytes(), 0)]);
             let kept = masked(Shown::default(), TO_WEB_SERVER, &bytes);
@@ -711,14 +698,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_fastcgi_is_masked_from_its_first_byte() {
-        assert_eq!(masked(Shown::default(), TO_APPLICATION, b"GET / HTTP/1.1"), b"**************");
+    fn what_is_not_fastcgi_is_masked_behind_its_first_byte() {
+        assert_eq!(masked(Shown::default(), TO_APPLICATION, b"GET / HTTP/1.1"), b"G*************");
         let bytes = [request(&[("A", "b")], b""), b"\x02garbage".to_vec()].concat();
         let kept = masked(Shown::default(), TO_APPLICATION, &bytes);
-        assert_eq!(kept, [request(&[("A", "b")], b""), b"********".to_vec()].concat());
+        assert_eq!(kept, [request(&[("A", "b")], b""), b"\x02*******".to_vec()].concat());
         assert_eq!(masked(Shown::ALL, TO_APPLICATION, &bytes), bytes);
         let unknown = records(&[(RecordType::Unknown(99), b"abc", 1)]);
-        assert!(masked(Shown::default(), TO_APPLICATION, &unknown).ends_with(b"****"));
+        assert!(masked(Shown::default(), TO_APPLICATION, &unknown).ends_with(b"***\0"));
     }
 
     #[test]

@@ -21,6 +21,8 @@ mod records;
 
 mod pair_stream;
 
+mod head;
+
 mod describe;
 
 mod findings;

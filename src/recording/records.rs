@@ -168,6 +168,11 @@ impl Record {
         !self.piece.holes.is_empty()
     }
 
+    /// Whether the content has bytes that were left out on purpose.
+    pub fn is_masked(&self) -> bool {
+        self.piece.holes.iter().any(|hole| hole.is_masked)
+    }
+
     /// Whether the content has bytes that were lost, and not left out on purpose.
     pub fn has_lost_bytes(&self) -> bool {
         self.piece.holes.iter().any(|hole| !hole.is_masked)
@@ -527,6 +532,11 @@ impl Framer {
             return;
         }
         self.buffer.extend_from_slice(bytes);
+        self.mark(offset, time);
+    }
+
+    /// Notes where the bytes came from that were put into the buffer last.
+    fn mark(&mut self, offset: u64, time: Option<Timestamp>) {
         let end = self.position + self.buffer.len() as u64;
         match self.marks.back_mut() {
             Some(last) if last.offset == offset && last.time == time => last.end = end,
@@ -544,7 +554,8 @@ impl Framer {
             Some((last, so_far, masked)) if *last + *so_far as u64 == start && *masked == is_masked => *so_far += len,
             _ => self.holes.push_back((start, len, is_masked)),
         }
-        self.receive(&vec![b'*'; len], offset, time);
+        self.buffer.resize(self.buffer.len() + len, b'*');
+        self.mark(offset, time);
     }
 
     /// How many bytes the record that was begun still needs; 0 where its header is not all here.

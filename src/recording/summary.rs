@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-use super::bounded::Bounded;
+use super::bounded::{Bounded, of_connection};
+use super::head::AwaitedHead;
 use super::pair_stream::PairStream;
 use super::records::{Entry, Passed};
 use super::{ConnectionId, Direction, Times, Timestamp, role_name, status_name};
-use crate::protocol::cgi::{Limits, ResponseHead, is_nph};
 use crate::protocol::fastcgi::{BeginRequest, EndRequest, ProtocolStatus, RecordType, RequestId, Role};
 
 /// One request, as far as it was seen.
@@ -115,9 +115,6 @@ pub struct Summaries {
 /// How many requests may be open at once: of more, the oldest is summed up as it is.
 const MAX_OPEN: usize = 4096;
 
-/// Up to how many bytes of an answer its head is looked for.
-const MAX_HEAD: usize = 16 * 1024;
-
 /// How many bytes of a method or a target are shown.
 const SHOWN: usize = 200;
 
@@ -129,8 +126,8 @@ struct Open {
     script_name: String,
     path_info: String,
     query: String,
-    /// The answer's first bytes until its head is known.
-    head: Option<Vec<u8>>,
+    /// Until the answer's head is known.
+    head: Option<AwaitedHead>,
 }
 
 impl Default for Summaries {
@@ -165,7 +162,7 @@ impl Summaries {
                 (Some(number), over)
             }
             Passed::Ended { direction: Direction::ToWebServer } | Passed::Broken { .. } => {
-                let over = self.requests.take(|(of, _)| *of == connection);
+                let over = self.requests.take(of_connection(connection));
                 (None, over.into_iter().map(|(_, open)| sum_up(open)).collect())
             }
             _ => (None, Vec::new()),
@@ -174,7 +171,7 @@ impl Summaries {
 
     /// There are no more entries: the requests that are open.
     pub fn end(&mut self) -> Vec<Summary> {
-        self.requests.take(|_| true).into_iter().map(|(_, open)| sum_up(open)).collect()
+        self.requests.take(..).into_iter().map(|(_, open)| sum_up(open)).collect()
     }
 
     /// How many requests have begun.
@@ -215,20 +212,9 @@ impl Summaries {
                 if !content.is_empty() {
                     summary.times.answered = summary.times.answered.or(time);
                 }
-                if let Some(bytes) = head {
-                    bytes.extend_from_slice(&content[..content.len().min(MAX_HEAD - bytes.len())]);
-                    let limits = Limits { max_len: MAX_HEAD, ..Limits::default() };
-                    let decoded = match is_nph(bytes) {
-                        Some(true) => ResponseHead::decode_nph(bytes, &limits),
-                        _ => ResponseHead::decode(bytes, &limits),
-                    };
-                    match decoded {
-                        Ok(Some((decoded, _))) => {
-                            (summary.status, *head) = (Some(decoded.status_or_default().0), None);
-                        }
-                        Ok(None) if bytes.len() < MAX_HEAD => {}
-                        _ => *head = None,
-                    }
+                if let Some(found) = head.as_mut().and_then(|head| head.feed(content)) {
+                    summary.status = found.ok().map(|found| found.status_or_default().0);
+                    *head = None;
                 }
             }
             RecordType::EndRequest => {
@@ -270,7 +256,7 @@ fn open(number: u64, (connection, id): (ConnectionId, RequestId), role: Role, ti
         script_name,
         path_info,
         query,
-        head: Some(Vec::new()),
+        head: Some(AwaitedHead::default()),
     }
 }
 

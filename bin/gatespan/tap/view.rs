@@ -310,7 +310,7 @@ pub(super) mod tests {
 
     pub(super) fn view(requests: u64) -> View {
         let about =
-            About { from: "fastcgi:/run/a.sock".into(), to: "fastcgi:/run/b.sock".into(), file: "gatespan.rec".into() };
+            About { from: "fastcgi:/run/a.sock".into(), to: "fastcgi:/run/b.sock".into(), file: "gatespan.gsr".into() };
         let mut view = View::new(about);
         for _ in 0..requests {
             view.receive(&example(view.following.count() + 1));

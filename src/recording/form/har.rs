@@ -89,8 +89,10 @@ impl ExchangeWriter for Writer {
         if let Some(end) = exchange.end {
             write!(out, ",\"_applicationStatus\":{}", end.application_status)?;
         }
-        if !exchange.is_complete() {
-            write!(out, ",\"comment\":\"not seen to its end\"")?;
+        match (exchange.is_complete(), exchange.is_masked) {
+            (false, _) => write!(out, ",\"comment\":\"not all of it was seen\"")?,
+            (true, true) => write!(out, ",\"comment\":\"parts of it were masked\"")?,
+            (true, false) => {}
         }
         write!(out, "}}")?;
         Ok(notes)

@@ -434,7 +434,7 @@ mod tests {
         assert_eq!((&first["_stderr"]["text"], &first["_applicationStatus"]), (&"oh".into(), &7.into()));
         assert_eq!(second["response"]["content"]["encoding"], "base64");
         assert_eq!(second["response"]["content"]["text"], "//4=");
-        assert_eq!((&third["response"]["status"], &third["comment"]), (&502.into(), &"not seen to its end".into()));
+        assert_eq!((&third["response"]["status"], &third["comment"]), (&502.into(), &"not all of it was seen".into()));
         for entry in [first, second, third] {
             for name in ["startedDateTime", "time", "cache", "timings"] {
                 assert!(!entry[name].is_null(), "{name}");

@@ -53,16 +53,14 @@ fn draw_top(frame: &mut Frame<'_>, view: &View, area: Rect) {
     if view.missed > 0 {
         counts.push_str(", some missed");
     }
-    let state = if view.is_paused { " PAUSED " } else { "" };
     let about = &view.about;
     let ways = format!("{} → {}", about.from, about.to);
-    let first = Line::from(vec![
-        Span::styled("gatespan tap ", BOLD),
-        Span::raw(ways),
-        Span::raw(" "),
-        Span::styled(state, Style::new().add_modifier(Modifier::REVERSED)),
-    ]);
-    let second = Line::styled(format!("{counts}; recording to {}", about.file), DIM);
+    let first = Line::from(vec![Span::styled("gatespan tap ", BOLD), Span::raw(ways)]);
+    let mut second = Line::styled(format!("{counts}; recording to {}", about.file), DIM);
+    if view.is_paused {
+        second.spans.insert(0, Span::styled(" PAUSED ", Style::new().add_modifier(Modifier::REVERSED)));
+        second.spans.insert(1, Span::raw(" "));
+    }
     frame.render_widget(Paragraph::new(vec![first, second]), area);
 }
 
@@ -119,7 +117,10 @@ fn draw_list(frame: &mut Frame<'_>, view: &mut View, area: Rect) {
         Constraint::Length(7),
         Constraint::Length(bar),
     ];
-    let legend = format!("TIMING (up to {})", duration(longest));
+    let legend = match bar {
+        ..20 => format!("TO {}", duration(longest)),
+        _ => format!("TIMING, up to {}", duration(longest)),
+    };
     let header = Row::new(["BEGUN", "STATUS", "METHOD", "ASKED FOR", "  BODY", "  TOTAL", &legend]).style(BOLD);
     let table = Table::new(rows, widths)
         .header(header)
@@ -306,23 +307,24 @@ fn draw_messages(frame: &mut Frame<'_>, view: &View, area: Rect) {
 }
 
 const HELP: &str = "\
-Each line is a request, the newest first; those that are running are bold and on top.
+Each line is a request, the newest first. Those that run are bold and on top.
 
-  STATUS     the response's, or what there is instead: cut, none, overloaded; with ! something is wrong:
-             open it to see what
-  BODY       bytes of the response's body so far
-  TOTAL      from the connection's making, or the request's first byte on one that was kept
-  TIMING     c connect     up to the request's first byte, for the first on a connection
-             p params      up to the last variable
-             w first byte  up to the first byte of the answer
-             b last byte   up to its end
+  STATUS   of the response, or what there is instead: cut, none, OVERLOADED;
+           with ! something is wrong, which opening the request shows
+  BODY     bytes of the response's body so far
+  TOTAL    from the making of the connection to the end of the request, or from
+           its first byte where the connection was there before
+  bar      c connect     up to the request's first byte, if the first there
+           p params      up to the last variable
+           w first byte  up to the first byte of the answer
+           b last byte   up to its end
 
-  ↑ ↓ PgUp PgDn Home End   select        Enter   open the request
-  /   filter: words that are all in method, path, status, host or address; ! is what has findings
-  Esc clear the filter                   Space   hold what is shown; recording goes on
-  m   messages                           q, Ctrl-C  end the tap: once to finish what runs, twice at once
+  ↑ ↓ PgUp PgDn Home End  select       Enter  open the request
+  /      filter by words of method, path, status, host or address; ! has findings
+  Esc    clear the filter              Space  hold what is shown
+  m      messages                      q, Ctrl-C  end: once to finish what runs
 
-Cookies, authorization and bodies are masked, here and in the recording, unless --show names them.";
+Cookies, authorization and bodies are masked unless --show names them.";
 
 #[cfg(test)]
 mod tests {
@@ -345,7 +347,7 @@ mod tests {
     fn a_list_on_a_small_screen_has_all_its_columns() {
         let screen = screen(&mut view(30), (80, 24));
         assert!(screen.contains("0 running, 30 over"), "{screen}");
-        for part in ["BEGUN", "STATUS", "METHOD", "ASKED FOR", "BODY", "TOTAL", "TIMING (up to", "/path?number=30"] {
+        for part in ["BEGUN", "STATUS", "METHOD", "ASKED FOR", "BODY", "TOTAL", "TO 2.0 ms", "/path?number=30"] {
             assert!(screen.contains(part), "{part} in\n{screen}");
         }
     }
