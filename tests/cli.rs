@@ -3,7 +3,7 @@
 
 use std::process::{Command, Output, Stdio};
 
-const COMMANDS: [&str; 6] = ["bridge", "demo", "convert", "decode", "completions", "man"];
+const COMMANDS: [&str; 7] = ["bridge", "tap", "demo", "convert", "decode", "completions", "man"];
 
 fn gatespan(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_gatespan")).args(arguments).stdin(Stdio::null()).output().unwrap()

@@ -1,6 +1,7 @@
 //! The command-line tool: parse, run, exit code. Each subcommand has a file of its own.
 
 mod bridge;
+mod tap;
 mod demo;
 mod convert;
 mod decode;
@@ -29,6 +30,7 @@ struct Cli {
 enum Command {
     // Boxed, since it has many options.
     Bridge(Box<bridge::Arguments>),
+    Tap(Box<tap::Arguments>),
     Demo(demo::Arguments),
     Convert(convert::Arguments),
     Decode(decode::Arguments),
@@ -40,6 +42,8 @@ const EXAMPLES: &str = "\
 Examples:
   gatespan bridge http://127.0.0.1:8080 cgi:cgi-bin/
                                     a web server for a folder of CGI programs
+  gatespan tap fastcgi:/run/tap.sock fastcgi:/run/app.sock
+                                    see and record what passes between a web server and it
   gatespan demo                     see one application through three gateways, in a browser
   gatespan decode capture.pcap      what passed, record by record
   gatespan help demo                what a command does, with examples
@@ -61,6 +65,7 @@ fn main() -> ExitCode {
     cli.logging.start();
     let result = match cli.command {
         Command::Bridge(arguments) => bridge::run(&arguments, cli.logging.form()),
+        Command::Tap(arguments) => tap::run(&arguments, cli.logging.form()),
         Command::Demo(arguments) => demo::run(arguments),
         Command::Convert(arguments) => convert::run(&arguments),
         Command::Decode(arguments) => decode::run(&arguments),
