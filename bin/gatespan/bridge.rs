@@ -7,7 +7,7 @@ mod log_file;
 mod options;
 mod target;
 mod told;
-mod values;
+pub(crate) mod values;
 mod words;
 
 use std::cell::RefCell;

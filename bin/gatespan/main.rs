@@ -2,6 +2,7 @@
 
 mod bridge;
 mod demo;
+mod request;
 mod completions;
 mod man;
 mod logging;
@@ -27,6 +28,8 @@ enum Command {
     // Boxed, since it has many options.
     Bridge(Box<bridge::Arguments>),
     Demo(demo::Arguments),
+    // Boxed, since it has many options.
+    Request(Box<request::Arguments>),
     Completions(completions::Arguments),
     Man(man::Arguments),
 }
@@ -35,6 +38,8 @@ const EXAMPLES: &str = "\
 Examples:
   gatespan bridge http://127.0.0.1:8080 cgi:cgi-bin/
                                     a web server for a folder of CGI programs
+  gatespan request fastcgi:/run/php-fpm.sock /ping
+                                    one request, and what comes back
   gatespan demo                     see one application through three gateways, in a browser
   gatespan help demo                what a command does, with examples
   gatespan completions bash         a completion script for the shell
@@ -44,7 +49,8 @@ Exit codes:
   0  all went well
   1  something failed, and standard error says what
   2  the command line could not be understood
-  gatespan help bridge names those of a server that a signal ends";
+  gatespan help bridge names those of a server that a signal ends, gatespan help request those
+  of a request";
 
 fn main() -> ExitCode {
     // As a script of the demo the process has no command line of its own: what is there came with a request.
@@ -52,10 +58,15 @@ fn main() -> ExitCode {
         return demo::answer_as_cgi_script();
     }
     let Some(cli) = command_line() else { return ExitCode::FAILURE };
-    cli.logging.start();
+    cli.logging.start(match cli.command {
+        Command::Request(_) => request::QUIET,
+        _ => "",
+    });
     let result = match cli.command {
         Command::Bridge(arguments) => bridge::run(&arguments, cli.logging.form()),
         Command::Demo(arguments) => demo::run(arguments),
+        // It has exit codes of its own.
+        Command::Request(arguments) => return request::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),
     };

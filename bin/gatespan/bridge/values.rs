@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// `500ms`, `30s`, `2m`, `1h30m`, `1d`; a number alone is seconds.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("expected a length of time such as 30s, 500ms, 2m or 1h30m, got \"{text}\"");
     // Clocks end somewhere.
     const LONGEST: Duration = Duration::from_secs(10_000 * 24 * 60 * 60);
