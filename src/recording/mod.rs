@@ -5,4 +5,22 @@
 
 mod seen;
 
+mod records;
+
+mod pair_stream;
+
+mod describe;
+
+mod spool;
+
+pub mod form;
+
+mod bounded;
+
+pub use describe::{Describer, role_name, status_name};
+pub use records::{
+    Entry, EntryReader, Hole, InRecords, MAX_BUFFERED, MAX_CONNECTIONS, MAX_GARBAGE_LEN, MAX_RECORD_LEN, Passed, Piece,
+    Record, Records, direction_of,
+};
 pub use seen::{ConnectionId, Direction, ReadError, Reader, Seen, Timestamp, What};
+pub use spool::{DEFAULT_SPOOL_MEMORY, Spool, Spooled, SpooledReader};
