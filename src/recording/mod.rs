@@ -11,6 +11,10 @@ mod pair_stream;
 
 mod describe;
 
+mod findings;
+
+mod exchanges;
+
 mod spool;
 
 pub mod form;
@@ -18,6 +22,8 @@ pub mod form;
 mod bounded;
 
 pub use describe::{Describer, role_name, status_name};
+pub use exchanges::{Exchange, ExchangeRecords, Exchanges, MAX_EXCHANGES, MAX_PARAMS_LEN, Times};
+pub use findings::{Checker, Finding};
 pub use records::{
     Entry, EntryReader, Hole, InRecords, MAX_BUFFERED, MAX_CONNECTIONS, MAX_GARBAGE_LEN, MAX_RECORD_LEN, Passed, Piece,
     Record, Records, direction_of,
