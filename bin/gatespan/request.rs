@@ -397,7 +397,8 @@ impl Request<'_> {
 
     /// One try. What would be tried again is not written out while there are tries left.
     async fn attempt(&self, outcome: &mut Outcome, may_try_again: bool) {
-        let max_time = self.arguments.times.max_time;
+        // Values have that limit with a message of their own.
+        let max_time = self.arguments.times.max_time.filter(|_| self.arguments.fastcgi.values.is_none());
         let mut output = Output::new(self, may_try_again);
         let exchange = async {
             match &self.arguments.to {

@@ -114,7 +114,6 @@ async fn exchange(
             .line('>', format_args!("{}={}", super::console::harmless(name), super::console::harmless(value)));
     }
     let mut response = driver::call(application, environ).await.map_err(|error| failed(&error))?;
-    outcome.first_byte = Some(request.console.elapsed());
     if report.is_some_and(cgi::Report::has_failed) {
         // The page is the host's, not the script's.
         return Ok(());
@@ -161,7 +160,7 @@ fn of_script(failure: &cgi::failure::Failure) -> Failure {
         // There is no such script, or it could not be started.
         _ => Kind::Unreachable,
     };
-    Failure::new(kind, format!("{} {}", failure.cause(), failure.mend()))
+    Failure::new(kind, format!("{}. {}", failure.cause(), failure.mend()))
 }
 
 /// An error with its causes.

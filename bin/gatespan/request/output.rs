@@ -56,6 +56,7 @@ impl<'a> Output<'a> {
     ) -> Result<(), Failure> {
         let (code, reason) = head.status_or_default();
         outcome.status = Some(code);
+        outcome.first_byte.get_or_insert_with(|| self.console.elapsed());
         outcome.reason = harmless(reason);
         outcome.headers = head.headers.iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
         self.show(code, outcome);

@@ -19,6 +19,9 @@ use super::fastcgi;
 use super::outcome::{Failure, Kind, Outcome};
 use super::output::Output;
 
+/// How long a program that has closed its connection is given to end by itself.
+const SETTLED: Duration = Duration::from_millis(500);
+
 /// How long the program has between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -61,8 +64,9 @@ pub(super) async fn ask(
             }
         }
     };
-    // One that ends by itself before it has answered is the reason that there is no answer.
-    let has_ended = running.has_ended();
+    // One that ends by itself before it has answered is the reason that there is no answer. Its descriptors are closed a little before.
+    let is_unanswered = matches!(&result, Err(failure) if matches!(failure.kind, Kind::Protocol | Kind::Unreachable));
+    let has_ended = is_unanswered && tokio::time::timeout(SETTLED, running.ended()).await.is_ok();
     let status = running.end().await;
     if let Some(mut pipe) = stderr {
         // All that it wrote is in the pipe; what it left behind, if anything, is not waited for.
@@ -71,10 +75,11 @@ pub(super) async fn ask(
         request.console.stderr(&rest);
     }
     match (result, status.filter(|_| has_ended)) {
-        (Err(failure), Some(status)) if matches!(failure.kind, Kind::Protocol | Kind::Unreachable) => {
-            let message = format!("{}: the program ended by itself ({status}): {}", path.display(), failure.message);
-            Err(Failure { message, ..failure })
-        }
+        (Err(failure), Some(status)) => Err(Failure::protocol(format_args!(
+            "{}: the program ended by itself ({status}): {}",
+            path.display(),
+            failure.message
+        ))),
         (result, _) => result,
     }
 }
