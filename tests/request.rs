@@ -22,6 +22,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use scripted::{Script, Scripted, Step, answer, end, record, stderr, stdout};
 use serde_json::Value;
 use support::process::{Listening, Scratch, Server, free_address, program};
+use tokio::io::AsyncWriteExt;
 
 /// Runs the tool to its end.
 fn request(arguments: &[&str]) -> Output {
@@ -75,10 +76,17 @@ fn fake(scripts: impl IntoIterator<Item = Script>) -> Fake {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async move {
             let listener = tokio::net::UnixListener::from_std(listener).unwrap();
-            while let Ok((mut socket, _)) = listener.accept().await {
+            while let Ok((socket, _)) = listener.accept().await {
                 // One that is refused is closed at once.
-                let Ok(mut server) = connector.connect().await else { continue };
-                tokio::spawn(async move { tokio::io::copy_bidirectional(&mut socket, &mut server).await });
+                let Ok(server) = connector.connect().await else { continue };
+                let (mut from_client, mut to_client) = socket.into_split();
+                let (mut from_server, mut to_server) = tokio::io::split(server);
+                // Each direction by itself: a server that reads no more may have sent something.
+                tokio::spawn(async move {
+                    let _ = tokio::io::copy(&mut from_client, &mut to_server).await;
+                    to_server.shutdown().await
+                });
+                tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
             }
         });
     });
@@ -275,6 +283,7 @@ fn what_can_not_be_understood_is_2() {
         &["cgi:/tmp/", "--role", "authorizer"],
         &["cgi:/tmp/", "--client", "fastcgi-client"],
         &["http://localhost:1", "-p", "A=b"],
+        &["http://localhost:1", "--cacert", "/a.pem"],
         &["http://localhost:1", "--root", "/"],
         &["http://localhost:1/a", "/b"],
     ] {
@@ -803,6 +812,38 @@ fn nginx_is_asked_over_http() {
     assert!(output(4, &[&to, "/missing"]).contains("404"));
     // It speaks no FastCGI.
     errors(8, &[&format!("fastcgi://{address}"), "/"]);
+}
+
+#[test]
+fn an_https_server_is_asked_if_its_certificate_is_good() {
+    let scratch = Scratch::new();
+    page(&scratch, "file.txt", "content");
+    let (key, certificate) = (scratch.path("key.pem"), scratch.path("certificate.pem"));
+    let made = program("/usr/bin/openssl", "openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "30"])
+        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .args([Path::new("-keyout"), &key, Path::new("-out"), &certificate])
+        .output()
+        .expect("openssl runs");
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let (address, secure) = (free_address(), free_address());
+    let server = format!(
+        "listen {secure} ssl; ssl_certificate {}; ssl_certificate_key {};",
+        certificate.display(),
+        key.display()
+    );
+    let values = [("PORT", &*address.port().to_string()), ("SERVER", &server)];
+    let mut command = program("/usr/sbin/nginx", "nginx-light");
+    command.arg("-p").arg(scratch.path("")).arg("-c").arg(scratch.configuration("nginx/plain.conf", &values));
+    let _nginx = Server::start(&scratch, "nginx", command, &[]).ready_on(secure);
+    let to = format!("https://localhost:{}/file.txt", secure.port());
+    assert_eq!(output(0, &[&to, "--cacert", certificate.to_str().unwrap()]), "content");
+    assert!(errors(7, &[&to]).contains("certificate"));
+    errors(1, &[&to, "--cacert", "/no/such/file"]);
+    // With -v what is asked is shown, as HTTP has it.
+    let shown = errors(0, &[&to, "--cacert", certificate.to_str().unwrap(), "-v"]);
+    assert!(shown.contains("GET /file.txt") && shown.contains("User-Agent: gatespan/"), "{shown}");
 }
 
 // CGI programs.

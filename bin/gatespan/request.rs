@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
+use gatespan::address::Address;
 use gatespan::protocol::fastcgi::Role;
 use gatespan::upstream::cgi;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -89,6 +90,9 @@ struct MessageOptions {
     /// Authorization by the scheme Basic
     #[arg(short = 'u', long, value_name = "USER:PASSWORD")]
     user: Option<OsString>,
+    /// The certificates that an https: server's must come from, in a file of PEM [default: those that the system trusts]
+    #[arg(long, value_name = "FILE")]
+    cacert: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -452,11 +456,13 @@ impl Arguments {
     /// What can't be together. An option that would have no effect is refused where somebody might count on it.
     fn check(&self) -> Result<(), UsageError> {
         let (fastcgi, is_fastcgi) = (&self.fastcgi, !matches!(self.to, To::Application(_)));
-        let is_http = matches!(&self.to, To::Application(address) if target::is_http(address));
+        let is_http = matches!(&self.to, To::Application(target) if target::is_http(target));
+        let is_https = matches!(&self.to, To::Application(target) if matches!(target.address, Address::Https(_)));
         let is_responder = fastcgi.role == AskedRole::Responder;
         let mistakes = [
             (!is_fastcgi && !is_responder, "--role is for fastcgi: TO; nothing else has roles"),
             (fastcgi.filter_data.is_some() && fastcgi.role != AskedRole::Filter, "--filter-data is for --role filter"),
+            (!is_https && self.message.cacert.is_some(), "--cacert is for https: TO"),
             (!is_fastcgi && fastcgi.keep_conn, "--keep-conn is for fastcgi: TO"),
             (!is_fastcgi && fastcgi.values.is_some(), "--values is for fastcgi: TO; nothing else has them"),
             (

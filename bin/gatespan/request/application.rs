@@ -10,6 +10,7 @@ use gatespan::protocol::Pairs;
 use gatespan::upstream::cgi::spawn::close_on_exec_all;
 use gatespan::upstream::{cgi, http};
 
+use super::console::harmless;
 use super::outcome::{Failure, Kind, Outcome};
 use super::output::{Output, head_of};
 use super::target::Target;
@@ -84,6 +85,7 @@ fn http_config(request: &Request<'_>) -> http::Config {
         head_timeout: times.head_timeout,
         read_timeout: times.read_timeout,
         idle: 0,
+        ca_file: request.arguments.message.cacert.clone(),
         ..http::Config::default()
     }
 }
@@ -108,11 +110,7 @@ async fn exchange(
     if let Some(report) = report {
         environ.extensions_mut().insert(report.clone());
     }
-    for (name, value) in &message.variables {
-        request
-            .console
-            .line('>', format_args!("{}={}", super::console::harmless(name), super::console::harmless(value)));
-    }
+    show(request, report.is_some());
     let mut response = driver::call(application, environ).await.map_err(|error| failed(&error))?;
     if report.is_some_and(cgi::Report::has_failed) {
         // The page is the host's, not the script's.
@@ -125,6 +123,22 @@ async fn exchange(
         }
     }
     Ok(())
+}
+
+/// With `-v`: what is asked, as whoever is asked is told.
+fn show(request: &Request<'_>, is_cgi: bool) {
+    let (message, console) = (&request.message, &request.console);
+    if is_cgi {
+        for (name, value) in &message.variables {
+            console.line('>', format_args!("{}={}", harmless(name), harmless(value)));
+        }
+        return;
+    }
+    let query = message.query.as_ref().map(|query| format!("?{}", harmless(query))).unwrap_or_default();
+    console.line('>', format_args!("{} {}{query}", harmless(&message.method), harmless(&message.path)));
+    for (name, value) in &message.fields {
+        console.further_line('>', format_args!("{}: {}", harmless(name), harmless(value)));
+    }
 }
 
 fn failed(error: &Error) -> Failure {
