@@ -315,6 +315,19 @@ fn files_that_are_not_there_are_1() {
     assert!(message.contains("line 2: expected NAME=VALUE, got \"no variable\""), "{message}");
 }
 
+#[test]
+fn help_and_documentation_have_the_same_exit_codes() {
+    let help = output(0, &["--help"]);
+    let (_, codes) = help.split_once("Exit codes:\n").unwrap();
+    let numbers = |text: &str| -> Vec<u8> { text.split([',', ' ']).filter_map(|word| word.parse().ok()).collect() };
+    let listed: Vec<u8> = codes.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect();
+    let document = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/request.md")).unwrap();
+    let table = document.lines().filter_map(|line| line.strip_prefix("| ")?.split(" |").next());
+    let documented: Vec<u8> =
+        table.filter(|cell| cell.starts_with(|first: char| first.is_ascii_digit())).flat_map(numbers).collect();
+    assert_eq!(documented, [&listed[..], &[143]].concat());
+}
+
 // What is shown.
 
 #[test]
@@ -436,6 +449,15 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert_eq!(said, "");
+}
+
+#[test]
+fn a_reader_that_does_not_go_on_holds_up_no_time_limit() {
+    let begin = Step::Send(stdout(b"Status: 200\r\n\r\n"));
+    let server = fake([vec![Step::Request, begin, Step::Repeat(stdout(&[b'x'; 9999]), Duration::ZERO)]]);
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let mut child = tool::tool(&["request", &server.to, "-m", "0.5"]).stdout(writer).spawn().unwrap();
+    assert_eq!(exit_code(&mut child), Some(28));
 }
 
 fn exit_code(child: &mut Child) -> Option<i32> {

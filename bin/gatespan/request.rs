@@ -421,11 +421,8 @@ impl Request<'_> {
         outcome.total = self.console.elapsed();
         let result = match result {
             Ok(()) => output.finish().await,
-            Err(failure) => {
-                // What was complete is written, whatever came after it.
-                let _ = output.finish().await;
-                Err(failure)
-            }
+            // What came is written already, and whoever reads it may never go on.
+            Err(failure) => Err(failure),
         };
         if let Err(mut failure) = result {
             if failure.kind == Kind::TimedOut && outcome.status.is_some() {

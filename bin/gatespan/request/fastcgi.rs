@@ -27,6 +27,9 @@ use super::{Client, Request, other_client, values};
 /// How much of the request waits to be written at most.
 const WINDOW: usize = 128 * 1024;
 
+/// How much is read at once.
+const READ_ROOM: usize = 64 * 1024;
+
 /// The most bytes of variables: servers have limits far below, and it is worth seeing what they do over them.
 const MAX_PARAMS: usize = 16 << 20;
 
@@ -215,7 +218,7 @@ pub(super) fn poll_read(
     buffer: &mut BytesMut,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<usize>> {
-    buffer.reserve(16 * 1024);
+    buffer.reserve(READ_ROOM);
     poll_read_buf(Pin::new(stream), cx, buffer)
 }
 
