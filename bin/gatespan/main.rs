@@ -3,6 +3,9 @@
 mod bridge;
 mod demo;
 mod request;
+mod convert;
+mod decode;
+mod recordings;
 mod completions;
 mod man;
 mod logging;
@@ -30,6 +33,8 @@ enum Command {
     Demo(demo::Arguments),
     // Boxed, since it has many options.
     Request(Box<request::Arguments>),
+    Convert(convert::Arguments),
+    Decode(decode::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
 }
@@ -41,6 +46,7 @@ Examples:
   gatespan request fastcgi:/run/php-fpm.sock /ping
                                     one request, and what comes back
   gatespan demo                     see one application through three gateways, in a browser
+  gatespan decode capture.pcap      what passed, record by record
   gatespan help demo                what a command does, with examples
   gatespan completions bash         a completion script for the shell
   gatespan man demo | man -l -      the manual page of a command
@@ -67,6 +73,8 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(arguments),
         // It has exit codes of its own.
         Command::Request(arguments) => return request::run(&arguments),
+        Command::Convert(arguments) => convert::run(&arguments),
+        Command::Decode(arguments) => decode::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),
     };
