@@ -187,6 +187,17 @@ fn what_no_server_should_do_has_a_message_of_its_own() {
 }
 
 #[test]
+fn an_answer_cut_at_any_byte_is_never_taken_for_a_whole_one() {
+    let whole = [stderr(b"e\n"), answer("body")].concat();
+    let server = fake((0..whole.len()).map(|cut| vec![Step::Request, Step::Send(whole[..cut].to_vec())]));
+    for cut in 0..whole.len() {
+        let run = request(&[&server.to]);
+        assert_eq!(run.status.code(), Some(8), "cut at {cut}");
+        assert!(b"body".starts_with(&run.stdout), "cut at {cut}: {}", text(&run.stdout));
+    }
+}
+
+#[test]
 fn a_server_that_can_not_be_reached_is_7() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("s");

@@ -138,7 +138,10 @@ impl Panics {
         let said = Arc::new(Mutex::new(None));
         let kept = said.clone();
         std::panic::set_hook(Box::new(move |panic| {
-            let text = panic.payload_as_str().unwrap_or("a value that is no text");
+            let payload = panic.payload();
+            let text = payload.downcast_ref::<&str>().copied();
+            let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+            let text = text.unwrap_or("a value that is no text");
             let place = panic.location().map(|place| {
                 let file = place.file().rsplit('/').next().unwrap_or_default();
                 format!(" ({file}:{})", place.line())
