@@ -26,7 +26,6 @@ use gatespan::upstream::cgi;
 
 pub(crate) use self::arguments::{Arguments, UsageError, parse_from};
 pub(crate) use self::options::listening::Listening;
-pub(crate) use self::options::size;
 pub(crate) use self::target::parse as parse_to;
 use self::way::{Prepared, prepare};
 use crate::logging::{Form, SERVING};

@@ -30,6 +30,7 @@ use self::relay::Relay;
 use self::view::{About, Screen};
 use crate::bridge::{self, Listening, UsageError, say};
 use crate::logging::Form;
+use crate::values;
 
 /// See and record what passes between a web server and an application
 ///
@@ -70,7 +71,7 @@ struct Recording {
     #[arg(short, long, value_name = "FILE", default_value = "gatespan.gsr")]
     output: PathBuf,
     /// Begin another file before this one is longer: FILE becomes FILE.1, FILE.1 becomes FILE.2
-    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = bridge::size)]
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = values::size)]
     rotate: u64,
     /// How many such files are kept beside FILE; what is older is deleted
     #[arg(long, value_name = "NUMBER", default_value_t = 3)]

@@ -6,12 +6,8 @@ pub(super) mod logging;
 pub(super) mod scripts;
 pub(super) mod servers;
 pub(super) mod sites;
-mod values;
 
 use clap::ValueEnum;
-
-pub(crate) use self::values::size;
-pub(super) use self::values::{pair, prefix};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OnOff {

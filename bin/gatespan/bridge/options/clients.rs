@@ -4,8 +4,8 @@ use clap::Args;
 use gatespan::address::{Address, Network, Trusted};
 use gatespan::middleware::{ClientAddressConfig, ClientField};
 
-use super::values;
 use crate::bridge::target;
+use crate::values;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Who the client is, and what it may")]

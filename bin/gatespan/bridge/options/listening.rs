@@ -9,8 +9,8 @@ use gatespan::Options;
 use gatespan::application::{Errors, Log};
 use gatespan::upstream::cgi::spawn::Identity;
 
-use super::values;
 use crate::bridge::Arguments;
+use crate::values;
 
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Listening")]

@@ -8,8 +8,9 @@ use gatespan::address::{Address, Endpoint};
 use gatespan::upstream::{fastcgi, http};
 
 use super::scripts::RequestBody;
-use super::{OnOff, set, values};
+use super::{OnOff, set};
 use crate::bridge::{Arguments, target};
+use crate::values;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Servers (fastcgi:, http:, https:)")]
