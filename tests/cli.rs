@@ -3,7 +3,7 @@
 
 use std::process::{Command, Output, Stdio};
 
-const COMMANDS: [&str; 6] = ["bridge", "demo", "convert", "decode", "completions", "man"];
+const COMMANDS: [&str; 8] = ["bridge", "tap", "demo", "request", "convert", "decode", "completions", "man"];
 
 fn gatespan(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_gatespan")).args(arguments).stdin(Stdio::null()).output().unwrap()
@@ -95,7 +95,7 @@ fn what_fails_is_exit_code_1_with_its_causes_on_standard_error() {
     assert_eq!(unknown.status.code(), Some(1));
     let message = String::from_utf8(unknown.stderr).unwrap();
     assert!(
-        message.contains("expected one of the commands bridge, demo, convert, decode, completions, man"),
+        message.contains("expected one of the commands bridge, demo, request, convert, decode, completions, man"),
         "{message}"
     );
 

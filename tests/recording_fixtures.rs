@@ -8,11 +8,13 @@ use std::fs;
 use std::path::Path;
 
 use gatespan::protocol::cgi::{Limits, ResponseHead};
+use gatespan::protocol::fastcgi::RecordType;
 use gatespan::recording::form::{fastcgi, json};
 use gatespan::recording::{
-    CaptureReader, ConnectionId, Direction, Entry, EntryReader, Exchange, Exchanges, InRecords, Passed, Spool, What,
+    CaptureReader, ConnectionId, Direction, Entry, EntryReader, Exchange, Exchanges, InRecords, LogReader, Passed,
+    Reader, Spool, What,
 };
-use seen::{bytes_of, cut_everywhere, read, told};
+use seen::{bytes_of, cut_everywhere, read, take, told};
 
 fn fixture(name: &str) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name);
@@ -31,6 +33,16 @@ fn names(folder: &str, ends: &[&str]) -> Vec<String> {
     let mut names: Vec<_> = names.filter(|name| ends.iter().any(|end| name.ends_with(end))).collect();
     names.sort();
     names
+}
+
+#[cfg(feature = "cli")]
+fn gatespan(arguments: &[&str]) -> (Vec<u8>, String) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_gatespan"));
+    let output = command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    // A conversion that lacks something has made what it could, and says so with its exit code.
+    assert_eq!(output.status.success(), !said.contains("what could be read is converted"), "{arguments:?}: {said}");
+    (output.stdout, said)
 }
 
 /// A file's entries, read in pieces of so many bytes.
@@ -78,8 +90,8 @@ fn records(entries: &[Entry]) -> BTreeMap<(u64, char), String> {
     lines
 }
 
-/// The exchanges in the order in which they end, told shortly: connection and id, request, answer.
-fn exchanges(entries: &[Entry]) -> Vec<String> {
+/// The exchanges in the order in which they end.
+fn all_exchanges(entries: &[Entry]) -> Vec<Exchange> {
     let mut exchanges = Exchanges::new(Spool::default());
     let mut found = Vec::new();
     for entry in entries {
@@ -88,7 +100,12 @@ fn exchanges(entries: &[Entry]) -> Vec<String> {
     }
     exchanges.end().unwrap();
     found.extend(std::iter::from_fn(|| exchanges.next()));
-    found.iter().map(line).collect()
+    found
+}
+
+/// The same, told shortly: connection and id, request, answer.
+fn exchanges(entries: &[Entry]) -> Vec<String> {
+    all_exchanges(entries).iter().map(line).collect()
 }
 
 fn line(exchange: &Exchange) -> String {
@@ -296,6 +313,175 @@ fn captures_cut_anywhere_give_what_was_before() {
     }
 }
 
+// ---- Recordings ----
+
+fn recorded(name: &str) -> Vec<Entry> {
+    entries(InRecords::new(LogReader::new()), &fixture(&format!("recordings/{name}.recording")), 1000)
+}
+
+/// The fronts that were asked the same.
+const FRONTS: [&str; 6] = ["apache", "caddy", "h2o", "haproxy", "lighttpd", "nginx"];
+
+#[test]
+fn every_front_brings_the_same_requests_to_the_application() {
+    for front in FRONTS {
+        // HAProxy has one connection, and odd ids, until a connection is lost.
+        let places: Vec<String> = (0..10)
+            .map(|index| match (front, index) {
+                ("haproxy", 9) => "2/1".to_owned(),
+                ("haproxy", index) => format!("1/{}", 2 * index + 1),
+                (_, index) => format!("{}/1", index + 1),
+            })
+            .collect();
+        let chunked = if front == "caddy" { "400 and 41 bytes" } else { "200 and 10 bytes" };
+        let expected = [
+            "GET /app/environ?one=1&two=%20 with 0 bytes: 200 and 0 bytes",
+            "POST /app/echo with 11 bytes: 200 and 11 bytes",
+            "POST /app/digest with 40000 bytes: 200 and 71 bytes",
+            &format!("POST /app/echo with 10 bytes: {chunked}"),
+            "GET /app/stderr?text=said with 0 bytes: 200 and 7 bytes",
+            "GET /app/status?code=404 with 0 bytes: 404 and 4 bytes",
+            "GET /app/headers with 0 bytes: 200 and 8 bytes",
+            "HEAD /app/environ with 0 bytes: 200 and 0 bytes",
+            "GET /app/error-after?n=1000 with 0 bytes: 200 and 1000 bytes, no end",
+            "GET /app/events?n=50&ms=100 with 0 bytes: 200 and 0 bytes, no end",
+        ];
+        let found = exchanges(&recorded(front));
+        assert_eq!(found.len(), expected.len(), "{front}: {found:#?}");
+        for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
+            let expected = format!("{} {expected}", places[index]);
+            // How long its own variables are, and how far it came until the client left, differs.
+            let any_len = index == 0 || index == 9;
+            let short =
+                |line: &str| if any_len { line.split("200 and").next().unwrap().to_owned() } else { line.to_owned() };
+            assert_eq!(short(found), short(&expected), "{front}");
+            // lighttpd, which collects answers first, lets the application finish for a client that has left.
+            let has_end = index < 8 || (front, index) == ("lighttpd", 9);
+            assert_eq!(!found.ends_with("no end"), has_end, "{front}: {found}");
+        }
+    }
+}
+
+/// What servers do that no specification says: each front differs in some of it from the others.
+#[test]
+fn fronts_differ_in_how_they_speak_fastcgi() {
+    let found: Vec<String> = FRONTS.iter().map(|front| habits(front)).collect();
+    let expected = [
+        "apache: flags 0, STDIN 8192 8192 8192 8192 7232; twice \"one, two\", no proxy, no underscore; GET without a length; \
+         body with CONTENT_LENGTH CONTENT_TYPE; chunked 10; SERVER_NAME 127.0.0.1; HTTP_HOST with port",
+        "caddy: flags 0, STDIN 40000; twice \"one, two\", proxy, underscore; GET with length \"0\"; \
+         body with CONTENT_LENGTH CONTENT_TYPE HTTP_CONTENT_LENGTH HTTP_CONTENT_TYPE; chunked -1; SERVER_NAME 127.0.0.1; HTTP_HOST with port",
+        "h2o: flags 0, STDIN 40000; twice \"one\" \"two\", proxy, underscore; GET without a length; \
+         body with CONTENT_LENGTH CONTENT_TYPE; chunked 10; SERVER_NAME default; HTTP_HOST with port",
+        "haproxy: flags 1, STDIN 15122 16320 8558; twice \"one\" \"two\", no proxy, no underscore; GET with length \"0\"; \
+         body with CONTENT_LENGTH CONTENT_TYPE; chunked 10; SERVER_NAME 127.0.0.1:8004; HTTP_HOST with port",
+        "lighttpd: flags 0, STDIN 40000; twice \"one, two\", no proxy, underscore; GET with length \"0\"; \
+         body with CONTENT_LENGTH CONTENT_TYPE HTTP_CONTENT_LENGTH; chunked 10; SERVER_NAME 127.0.0.1; HTTP_HOST with port",
+        "nginx: flags 0, STDIN 32768 7232; twice \"one\" \"two\", proxy, no underscore; GET with length \"\"; \
+         body with CONTENT_LENGTH CONTENT_TYPE HTTP_CONTENT_LENGTH HTTP_CONTENT_TYPE; chunked 10; SERVER_NAME localhost; HTTP_HOST without port",
+    ];
+    assert_eq!(found, expected);
+}
+
+fn habits(front: &str) -> String {
+    let entries = recorded(front);
+    let all = all_exchanges(&entries);
+    let values = |exchange: usize, name: &str| -> Vec<String> {
+        let of_name = all[exchange].params.iter().filter(|(own, _)| *own == name.as_bytes());
+        of_name.map(|(_, value)| String::from_utf8_lossy(value).into_owned()).collect()
+    };
+    let has = |exchange: usize, name: &str| !values(exchange, name).is_empty();
+    let (get, post, chunked) = (0, 2, 3);
+    // The records of the upload: it is the third request, and the only one of this length.
+    let stdin: Vec<String> = entries
+        .iter()
+        .filter_map(|entry| match &entry.passed {
+            Passed::Record { record, .. } if record.header().record_type == RecordType::Stdin => Some(record),
+            _ => None,
+        })
+        .filter(|record| record.header().content_len > 100)
+        .map(|record| record.header().content_len.to_string())
+        .collect();
+    let no = |is: bool| if is { "" } else { "no " };
+    let length = match &values(get, "CONTENT_LENGTH")[..] {
+        [] => "without a length".to_owned(),
+        values => format!("with length {values:?}").replace(['[', ']'], ""),
+    };
+    let of_body: Vec<&str> = ["CONTENT_LENGTH", "CONTENT_TYPE", "HTTP_CONTENT_LENGTH", "HTTP_CONTENT_TYPE"]
+        .into_iter()
+        .filter(|name| has(post, name))
+        .collect();
+    let twice = format!("{:?}", values(get, "HTTP_X_TWICE")).replace(['[', ']'], "").replace("\", \"", "\" \"");
+    let host = values(get, "HTTP_HOST").concat();
+    format!(
+        "{front}: flags {}, STDIN {}; twice {twice}, {}proxy, {}underscore; GET {length}; body with {}; chunked {}; SERVER_NAME {}; HTTP_HOST {} port",
+        all[get].flags,
+        stdin.join(" "),
+        no(has(get, "HTTP_PROXY")),
+        no(has(get, "HTTP_X_UNDERSCORE")),
+        of_body.join(" "),
+        if has(chunked, "CONTENT_LENGTH") { values(chunked, "CONTENT_LENGTH").concat() } else { "-".to_owned() },
+        values(get, "SERVER_NAME").concat(),
+        if host.contains(':') { "with" } else { "without" },
+    )
+}
+
+#[test]
+fn recordings_hold_what_other_applications_answered() {
+    let expected = [
+        "1/1 GET /page.php/cookies with 0 bytes: 404 and 9 bytes",
+        "2/1 GET /page.php/error with 0 bytes: 500 and 0 bytes",
+        "3/1 POST /page.php/digest with 11 bytes: 200 and 68 bytes",
+    ];
+    assert_eq!(exchanges(&recorded("caddy-php")), expected);
+    let expected = [
+        "1/1 GET /app/status with 0 bytes: 200 and 7 bytes, status 7",
+        "2/1 GET /app/slow with 0 bytes: 200 and 6 bytes, status 7",
+        "3/1 GET /app/short with 0 bytes: 200 and 6 bytes, status 7",
+    ];
+    assert_eq!(exchanges(&recorded("apache-libfcgi")), expected);
+}
+
+#[test]
+fn masked_recordings_have_no_secrets_and_all_lengths() {
+    let file = fixture("recordings/nginx-masked.recording");
+    for secret in [&b"secret"[..], b"c2VjcmV0", b"Set-Cookie: a"] {
+        assert!(!file.windows(secret.len()).any(|window| window == secret), "{}", secret.escape_ascii());
+    }
+    let entries = recorded("nginx-masked");
+    // A body of eight bytes: its length is there, and that it is not.
+    let masked = entries.iter().filter_map(|entry| match &entry.passed {
+        Passed::Record { record, .. } if record.has_holes() => Some((record.header().record_type, record.content())),
+        _ => None,
+    });
+    assert!(masked.clone().any(|(record_type, content)| record_type == RecordType::Stdin && content == b"********"));
+    assert!(masked.clone().any(|(record_type, _)| record_type == RecordType::Params));
+    assert!(entries.iter().all(|entry| match &entry.passed {
+        Passed::Record { record, .. } => !record.has_lost_bytes(),
+        passed => passed.bytes().is_empty(),
+    }));
+}
+
+#[test]
+fn recordings_cut_anywhere_give_what_was_before() {
+    for name in names("recordings", &[".recording"]) {
+        let file = fixture(&format!("recordings/{name}"));
+        let (mut whole, mut reader) = (Vec::new(), LogReader::new());
+        reader.receive(&file);
+        reader.end();
+        assert_eq!(take(&mut reader, &mut whole), None, "{name}");
+        for cut in 0..file.len() {
+            let (mut seen, mut reader) = (Vec::new(), LogReader::new());
+            reader.receive(&file[..cut]);
+            reader.end();
+            if let Some(error) = take(&mut reader, &mut seen) {
+                assert!(error.offset <= cut as u64, "{name} cut at {cut}: {error}");
+            }
+            assert!(whole.starts_with(&seen), "{name} cut at {cut}");
+        }
+    }
+}
+
 // ---- Conversions ----
 
 /// To `json` and back, and `fastcgi` and back, with the same bytes; and once more, which changes nothing.
@@ -331,8 +517,35 @@ fn converts_there_and_back(name: &str, entries_of: Vec<Entry>) {
 }
 
 #[test]
+fn recordings_are_converted_there_and_back() {
+    let names = names("recordings", &[".recording"]);
+    assert_eq!(names.len(), FRONTS.len() + 3);
+    for name in names {
+        converts_there_and_back(&name, recorded(name.trim_end_matches(".recording")));
+    }
+}
+
+#[test]
 fn captures_are_converted_there_and_back() {
     for name in names("captures", &[".pcap", ".pcapng"]) {
         converts_there_and_back(&name, captured(&name));
+    }
+}
+
+#[test]
+#[cfg(feature = "cli")]
+fn the_tool_reads_captures() {
+    for name in names("captures", &[".pcap", ".pcapng"]) {
+        let path = format!("fixtures/captures/{name}");
+        let mut lines = Vec::new();
+        let mut writer = json::Writer::default();
+        captured(&name).iter().for_each(|entry| writer.write(entry, &mut lines));
+        let (found, _) = gatespan(&["convert", "--to", "json", &path]);
+        assert!(found == lines, "{name}");
+        assert_eq!(gatespan(&["convert", "--to", "json", "--port", "9000", &path]).0, lines, "{name}");
+        let (found, said) = gatespan(&["decode", "--port", "9001", &path]);
+        assert_eq!(String::from_utf8(found).unwrap().lines().count(), 0, "{name}");
+        let expected = format!("gatespan: {path}: expected connections that carry FastCGI, got none; left out: ");
+        assert!(said.starts_with(&expected) && said.ends_with(" packets from and to other ports\n"), "{said}");
     }
 }

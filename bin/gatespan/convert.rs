@@ -36,6 +36,9 @@ pub(crate) struct Arguments {
     /// All FastCGI records of the files pass to this end [default: known by their types]
     #[arg(long = "direction", value_name = "TO", value_enum)]
     direction: Option<OneWay>,
+    /// In captures, take the connections to this TCP port, whatever passes on them; may be repeated [default: those that carry FastCGI]
+    #[arg(long = "port", value_name = "PORT")]
+    ports: Vec<u16>,
     /// Convert what passed on this connection only: the first that is seen is 1
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     connection: Option<u64>,
@@ -83,6 +86,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let reading = Reading {
         from: arguments.from,
         direction: arguments.direction,
+        ports: arguments.ports.clone(),
         spool: Spool::new(arguments.memory, None),
         follow: None,
     };
@@ -107,9 +111,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             conversion.item(item, file, &mut damage)
         });
         progress.finish();
-        let read = read.and_then(|()| damage.result(file));
+        let read = read.and_then(|note| damage.result(file).map(|()| note));
         match read {
-            Ok(()) => {}
+            Ok(note) => note.iter().for_each(|note| say(note)),
             Err(error) if crate::is_broken_pipe(&error) => return Err(error),
             Err(error) => failures.add(error),
         }

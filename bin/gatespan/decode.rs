@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use gatespan::recording::{Checker, Describer, Entry, Finding, Spool, Summaries, Summary};
 
-use crate::recordings::{Failures, FromForm, Item, Numbering, OneWay, Reading};
+use crate::recordings::{Failures, FromForm, Item, Numbering, OneWay, Reading, say};
 use table::Table;
 
 /// Show what passed between web servers and applications, record by record
@@ -31,6 +31,9 @@ pub(crate) struct Arguments {
     /// All FastCGI records of the files pass to this end [default: known by their types]
     #[arg(long = "direction", value_name = "TO", value_enum)]
     direction: Option<OneWay>,
+    /// In captures, take the connections to this TCP port, whatever passes on them; may be repeated [default: those that carry FastCGI]
+    #[arg(long = "port", value_name = "PORT")]
+    ports: Vec<u16>,
     /// Show this request only: the first that began is 1, as in the column REQ
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     request: Option<u64>,
@@ -75,7 +78,13 @@ Exit codes:
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let follow = arguments.follow.then(interrupted).transpose()?;
-    let reading = Reading { from: arguments.from, direction: arguments.direction, spool: Spool::default(), follow };
+    let reading = Reading {
+        from: arguments.from,
+        direction: arguments.direction,
+        ports: arguments.ports.clone(),
+        spool: Spool::default(),
+        follow,
+    };
     let standard_input = [PathBuf::from("-")];
     let files = if arguments.files.is_empty() { &standard_input[..] } else { &arguments.files };
     let mut decoder = Decoder::new(arguments);
@@ -83,7 +92,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for file in files {
         let read = reading.read(file, &mut numbering, &mut |item, _| decoder.item(&item));
         match read {
-            Ok(()) => {}
+            Ok(note) => note.iter().for_each(|note| say(note)),
             // Nobody reads what is printed any more.
             Err(error) if crate::is_broken_pipe(&error) => return Err(error),
             Err(error) => failures.add(error),

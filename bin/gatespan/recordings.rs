@@ -12,6 +12,7 @@ use std::{fs, thread};
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
+use gatespan::recording::capture::Settings;
 use gatespan::recording::form::{self, ExchangeReadError, ExchangeReader, Form, RECOGNISED_FROM, cgi};
 use gatespan::recording::{
     CaptureReader, ConnectionId, Direction, Entry, EntryReader, Exchange, InRecords, LogReader, Spool,
@@ -60,6 +61,8 @@ impl From<OneWay> for Direction {
 pub(crate) struct Reading {
     pub(crate) from: Option<FromForm>,
     pub(crate) direction: Option<OneWay>,
+    /// Which ports of captures are applications' own.
+    pub(crate) ports: Vec<u16>,
     /// Where bodies are held.
     pub(crate) spool: Spool,
     /// Goes on with files that grow, until this is set.
@@ -92,7 +95,8 @@ impl Numbering {
 }
 
 impl Reading {
-    /// Reads a file to its end and gives out what it holds, each with the number of bytes that were read.
+    /// Reads a file to its end and gives out what it holds, each with the number of bytes that were read. Gives back what is to be said of a file that
+    /// is whole, and does not show what one would expect.
     ///
     /// What is broken in the file itself is an error after all that stood before it was given out.
     pub(crate) fn read(
@@ -100,14 +104,14 @@ impl Reading {
         path: &Path,
         numbering: &mut Numbering,
         each: &mut dyn FnMut(Item, u64) -> anyhow::Result<()>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Option<String>> {
         let name = name(path);
         numbering.next_file();
         if path != Path::new("-") && path.is_dir() {
             if self.from.is_some_and(|from| from != FromForm::Cgi) {
                 bail!("{name}: expected a file, got a folder, which only the form cgi is in");
             }
-            return self.read_folders(path, &mut numbered(numbering, each));
+            return self.read_folders(path, &mut numbered(numbering, each)).map(|()| None);
         }
         let mut source = None;
         loop {
@@ -122,7 +126,7 @@ impl Reading {
                 Failure::Each(error) => error,
             })?;
             if !is_replaced {
-                return Ok(());
+                return Ok(current.left_out().map(|left_out| format!("{name}: {left_out}")));
             }
             if !current.goes_on() {
                 source = None;
@@ -201,7 +205,10 @@ impl Reading {
             })),
             FromForm::Json => entries(Box::<form::json::Reader>::default()),
             FromForm::Http => Ok(Source::Exchanges(Box::new(form::http::Reader::new(self.spool.clone())))),
-            FromForm::Pcap | FromForm::Pcapng => entries(Box::new(InRecords::new(CaptureReader::default()))),
+            FromForm::Pcap | FromForm::Pcapng => {
+                let settings = Settings { ports: self.ports.clone(), ..Settings::default() };
+                Ok(Source::Capture(Box::new(InRecords::new(CaptureReader::new(settings))), false))
+            }
             FromForm::Tap => Ok(Source::Tap(Box::new(InRecords::new(LogReader::new())))),
             FromForm::Cgi => bail!("expected a folder, which the form cgi is in, got a file"),
         }
@@ -343,6 +350,8 @@ impl Input {
 
 enum Source {
     Entries(Box<dyn EntryReader>),
+    /// A capture, and whether anything was found in it.
+    Capture(Box<InRecords<CaptureReader>>, bool),
     /// A recording of gatespan tap.
     Tap(Box<dyn EntryReader>),
     Exchanges(Box<dyn ExchangeReader>),
@@ -354,9 +363,21 @@ impl Source {
         matches!(self, Self::Tap(_))
     }
 
+    /// What a capture has that was not given out, where it may be missed.
+    fn left_out(&self) -> Option<String> {
+        let Self::Capture(reader, has_found) = self else { return None };
+        let left_out = reader.reader().left_out();
+        let is_missed = left_out.fragments + left_out.unreadable + left_out.given_up > 0;
+        match has_found {
+            false => Some(format!("expected connections that carry FastCGI, got none; left out: {left_out}")),
+            true => is_missed.then(|| format!("left out: {left_out}")),
+        }
+    }
+
     fn receive(&mut self, bytes: &[u8]) {
         match self {
             Self::Entries(reader) | Self::Tap(reader) => reader.receive(bytes),
+            Self::Capture(reader, _) => reader.receive(bytes),
             Self::Exchanges(reader) => reader.receive(bytes),
         }
     }
@@ -364,6 +385,7 @@ impl Source {
     fn end(&mut self) {
         match self {
             Self::Entries(reader) | Self::Tap(reader) => reader.end(),
+            Self::Capture(reader, _) => reader.end(),
             Self::Exchanges(reader) => reader.end(),
         }
     }
@@ -374,6 +396,11 @@ impl Source {
             let item = match self {
                 Self::Entries(reader) | Self::Tap(reader) => {
                     reader.next().map(|entry| entry.map(Item::Entry)).map_err(Into::into)
+                }
+                Self::Capture(reader, has_found) => {
+                    let entry = reader.next();
+                    *has_found |= matches!(entry, Ok(Some(_)));
+                    entry.map(|entry| entry.map(Item::Entry)).map_err(Into::into)
                 }
                 Self::Exchanges(reader) => {
                     reader.next().map(|exchange| exchange.map(|exchange| Item::Exchange(Box::new(exchange))))

@@ -283,7 +283,8 @@ pub struct Frame {
 }
 
 impl Frame {
-    fn decode(bytes: &[u8; FRAME_HEADER_LEN]) -> Self {
+    /// What these bytes say, whatever that is.
+    pub fn decode(bytes: &[u8; FRAME_HEADER_LEN]) -> Self {
         let mut bytes = &bytes[..];
         // Each is there, by the type.
         let (len, kind) = (bytes.get_u32(), bytes.get_u8());

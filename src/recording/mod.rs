@@ -15,6 +15,8 @@ mod seen;
 pub mod capture;
 pub mod log;
 
+pub mod mask;
+
 mod records;
 
 mod pair_stream;
@@ -40,6 +42,7 @@ pub use describe::{Describer, role_name, status_name};
 pub use exchanges::{Exchange, ExchangeRecords, Exchanges, MAX_EXCHANGES, MAX_PARAMS_LEN, Times};
 pub use findings::{Checker, Finding};
 pub use log::LogReader;
+pub use mask::Mask;
 pub use records::{
     Entry, EntryReader, Hole, InRecords, MAX_BUFFERED, MAX_CONNECTIONS, MAX_GARBAGE_LEN, MAX_RECORD_LEN, Passed, Piece,
     Record, Records, direction_of,

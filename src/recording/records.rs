@@ -237,6 +237,11 @@ impl<R: Reader> InRecords<R> {
     pub fn new(reader: R) -> Self {
         Self { reader, records: Records::default(), has_ended: false, failure: None }
     }
+
+    /// What it reads with.
+    pub fn reader(&self) -> &R {
+        &self.reader
+    }
 }
 
 impl<R: Reader> EntryReader for InRecords<R> {
@@ -527,6 +532,11 @@ impl Framer {
             return;
         }
         self.buffer.extend_from_slice(bytes);
+        self.mark(offset, time);
+    }
+
+    /// Notes where the bytes came from that were put into the buffer last.
+    fn mark(&mut self, offset: u64, time: Option<Timestamp>) {
         let end = self.position + self.buffer.len() as u64;
         match self.marks.back_mut() {
             Some(last) if last.offset == offset && last.time == time => last.end = end,
@@ -544,7 +554,8 @@ impl Framer {
             Some((last, so_far, masked)) if *last + *so_far as u64 == start && *masked == is_masked => *so_far += len,
             _ => self.holes.push_back((start, len, is_masked)),
         }
-        self.receive(&vec![b'*'; len], offset, time);
+        self.buffer.resize(self.buffer.len() + len, b'*');
+        self.mark(offset, time);
     }
 
     /// How many bytes the record that was begun still needs; 0 where its header is not all here.

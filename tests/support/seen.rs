@@ -65,7 +65,8 @@ pub fn places_of(seen: &[Seen]) -> BTreeMap<(u64, bool), Vec<Option<u8>>> {
     streams
 }
 
-pub fn take(reader: &mut CaptureReader, seen: &mut Vec<Seen>) -> Option<ReadError> {
+/// All that a reader has now, and why it can't go on.
+pub fn take(reader: &mut impl Reader, seen: &mut Vec<Seen>) -> Option<ReadError> {
     loop {
         match reader.next() {
             Ok(Some(next)) => seen.push(next),

@@ -14,7 +14,7 @@ mod message;
 
 use std::io::{self, Write};
 
-use super::{Exchange, ReadError};
+use super::{CaptureReader, Exchange, ReadError};
 
 /// A form that can be read from a stream of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,19 +38,14 @@ pub const RECOGNISED_FROM: usize = 32;
 
 /// The form of a file that begins with these bytes, of which there are [`RECOGNISED_FROM`] or the whole file.
 pub fn recognise(start: &[u8]) -> Option<Form> {
-    const CAPTURES: [[u8; 4]; 4] =
-        [[0xa1, 0xb2, 0xc3, 0xd4], [0xd4, 0xc3, 0xb2, 0xa1], [0xa1, 0xb2, 0x3c, 0x4d], [0x4d, 0x3c, 0xb2, 0xa1]];
     if start.starts_with(json::LINE_START) {
         return Some(Form::Json);
     }
     if start.starts_with(b"gatespan recording ") {
         return Some(Form::Tap);
     }
-    if CAPTURES.iter().any(|magic| start.starts_with(magic)) {
-        return Some(Form::Pcap);
-    }
-    if start.starts_with(&[0x0a, 0x0d, 0x0d, 0x0a]) {
-        return Some(Form::Pcapng);
+    if CaptureReader::recognizes(start) {
+        return Some(if start.starts_with(&[0x0a, 0x0d, 0x0d, 0x0a]) { Form::Pcapng } else { Form::Pcap });
     }
     // A method, which is in capitals with those that are in use, and a blank.
     let method = start.iter().take_while(|byte| byte.is_ascii_uppercase() || **byte == b'-').count();
@@ -484,11 +479,12 @@ mod tests {
 
     #[test]
     fn a_form_is_recognised_by_its_first_bytes() {
-        let table: [(&[u8], Option<Form>); 12] = [
+        let table: [(&[u8], Option<Form>); 13] = [
             (b"{\"v\":1,\"connection\":1", Some(Form::Json)),
             (b"gatespan recording 1\n", Some(Form::Tap)),
             (b"\xd4\xc3\xb2\xa1\x02\0\x04\0", Some(Form::Pcap)),
             (b"\xa1\xb2\x3c\x4d\0\x02\0\x04", Some(Form::Pcap)),
+            (b"\x34\xcd\xb2\xa1\x02\0\x04\0", Some(Form::Pcap)),
             (b"\x0a\x0d\x0d\x0a\0\0\0\x1c", Some(Form::Pcapng)),
             (b"GET / HTTP/1.1\r\n", Some(Form::Http)),
             (b"M-SEARCH * HTTP/1.1\r\n", Some(Form::Http)),
