@@ -493,7 +493,11 @@ fn is_masked(name: &[u8], shown: Shown) -> bool {
     name.iter().enumerate().any(|(at, first)| {
         let words: &[&str] = match first.to_ascii_uppercase() {
             b'C' if !shown.cookies => &["COOKIE"],
-            b'A' | b'P' | b'S' | b'T' if !shown.authorization => &SECRET_WORDS,
+            _ if shown.authorization => return false,
+            b'A' => &SECRET_WORDS[..3],
+            b'P' => &SECRET_WORDS[3..6],
+            b'S' => &SECRET_WORDS[6..7],
+            b'T' => &SECRET_WORDS[7..],
             _ => return false,
         };
         words.iter().any(|word| begins_with(&name[at..], word.as_bytes()))
@@ -506,9 +510,9 @@ fn begins_with(name: &[u8], word: &[u8]) -> bool {
     name.len() >= word.len() && name.iter().zip(word).all(|(byte, expected)| is_same(*byte) == *expected)
 }
 
-/// What the names of variables and headers have in them whose values prove who somebody is.
+/// What the names of variables and headers have in them whose values prove who somebody is, by their first letters.
 pub const SECRET_WORDS: [&str; 8] =
-    ["AUTHORIZATION", "PHP_AUTH_", "PASSWORD", "PASSWD", "SECRET", "TOKEN", "API_KEY", "APIKEY"];
+    ["AUTHORIZATION", "API_KEY", "APIKEY", "PHP_AUTH_", "PASSWORD", "PASSWD", "SECRET", "TOKEN"];
 
 /// The longest name that is looked at; the value of a longer one is masked.
 pub const MAX_NAME_LEN: usize = 256;
