@@ -119,7 +119,7 @@ struct Listening {
     /// The longest request body of HTTP; longer ones are 413. Behind FastCGI and CGI the web server has such a limit [default: none]
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     max_body: Option<u64>,
-    /// Threads that move bytes [default: one for each processor]
+    /// Threads that move bytes [default: one for each processor; where scripts are run four, and one more]
     #[arg(long, value_name = "NUMBER", value_parser = values::at_least_one)]
     threads: Option<usize>,
     /// How long running requests have to finish after SIGTERM or SIGINT; a second signal ends them at once
@@ -360,6 +360,11 @@ pub(crate) fn run(arguments: &Arguments, form: Form) -> anyhow::Result<()> {
             _ => {}
         };
         let mut options = arguments.options();
+        if !hosts.is_empty() && options.threads.is_none() {
+            // All but one may stand still for scripts, and those wait for something else than a processor now and then.
+            let processors = std::thread::available_parallelism().ok();
+            options.threads = processors.map(|processors| 4 * processors.get() + 1);
+        }
         // Scripts that were cut off have their grace; as a script, this process has one request, and what answered it may finish.
         let grace = arguments.times.kill_grace.unwrap_or(cgi::Config::default().kill_grace);
         let at_most = (!is_script).then(|| grace.saturating_add(Duration::from_secs(1)));
