@@ -3,7 +3,8 @@
 //! A fork copies the page tables, which takes 25 ms with 1 GiB in use. `CLONE_VM | CLONE_VFORK` copies nothing: the child runs in this
 //! process's memory while the thread that made it stands still, until the child executes the program or exits. What the child may do
 //! there is therefore little, and all of it is in [`child`]: system calls with what stands in [`Orders`]. It allocates nothing, takes no
-//! lock, can't panic, calls nothing of std, and runs on a stack of its own with all signals blocked until no handler is left.
+//! lock, can't panic, calls nothing of std, and runs on a stack of its own. No signal handler runs in it: it begins without any, or with all signals
+//! blocked until none is left where the kernel is too old for that.
 #![expect(unsafe_code, reason = "nothing safe makes a process without a fork and sets ids and limits in it")]
 
 use std::cell::RefCell;
@@ -69,10 +70,8 @@ fn spawn_by(
                 Some(stack) => stack,
                 none => none.insert(Stack::map()?),
             };
-            let _blocked = Blocked::all();
             // SAFETY: the orders and all they point to outlive the call, in which this thread stands still until the
-            // child no longer shares its memory; the stack is this thread's only, so no other child runs on it; and no
-            // handler of this process can run in the child, since all signals are blocked.
+            // child no longer shares its memory; and the stack is this thread's only, so no other child runs on it.
             unsafe { clone(&orders, stack) }
         })
         .unwrap_or_else(|_| Err(io::Error::other("the thread is ending")))
@@ -118,7 +117,7 @@ const STEPS: [Step; 6] = [Step::Group, Step::Descriptors, Step::Limits, Step::Id
 
 /// The child's whole life in this process's memory.
 ///
-/// Not to be called but as a new process on a stack of its own, with all signals blocked, with a pointer to orders that stay
+/// Not to be called but as a new process on a stack of its own, without signal handlers or with all signals blocked, with a pointer to orders that stay
 /// valid until it executes the program or exits. It is not marked unsafe only because libc's `clone` takes no such function.
 extern "C" fn child(orders: *mut c_void) -> c_int {
     // SAFETY: the caller's promise. The parent's thread does not touch the orders meanwhile, and what is written to is atomic.
@@ -249,7 +248,7 @@ const SIGNALS: c_int = 64;
 ///
 /// # Safety
 ///
-/// All signals are blocked; the orders stay valid; nobody else uses the stack.
+/// The orders stay valid; nobody else uses the stack.
 unsafe fn clone(orders: &Orders<'_>, stack: &mut Stack) -> io::Result<(c_int, Option<OwnedFd>)> {
     /// Set when the kernel, or a filter before it, does not know `clone3` or its flag.
     static OLD_KERNEL: AtomicBool = AtomicBool::new(false);
@@ -275,6 +274,7 @@ unsafe fn clone(orders: &Orders<'_>, stack: &mut Stack) -> io::Result<(c_int, Op
 /// As for [`clone`].
 unsafe fn clone_with_handlers(orders: &Orders<'_>, stack: &mut Stack) -> io::Result<(c_int, Option<OwnedFd>)> {
     orders.clear_handlers.store(true, Ordering::Relaxed);
+    let _blocked = Blocked::all();
     // SAFETY: `child` gets what it asks for; the stack grows down from its aligned end.
     let number = unsafe {
         libc::clone(
@@ -289,6 +289,9 @@ unsafe fn clone_with_handlers(orders: &Orders<'_>, stack: &mut Stack) -> io::Res
 
 /// With `CLONE_CLEAR_SIGHAND`, which saves the child 62 system calls: about a twentieth of what a small program takes from
 /// its start to its end; and with a descriptor for the process, which saves opening one later. libc has no function for it.
+///
+/// No signal is blocked meanwhile: no handler is left in the child. Where two threads started programs at once and blocked them all, every tenth program or so
+/// had each sleeping thread of this process woken up and put to sleep again.
 ///
 /// # Safety
 ///
