@@ -72,6 +72,7 @@ mod pump;
 mod clock;
 mod nph;
 mod outlet;
+mod pace;
 mod report;
 mod stderr;
 
