@@ -1,13 +1,14 @@
 //! Local redirects: a script names another path of the same site, and the server runs the request again there (RFC 3875 6.2.2).
 
 use std::fmt;
+use std::future::poll_fn;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use percent_encoding::percent_decode;
 
-use crate::application::driver::call;
-use crate::application::{Application, Body, Environ, Error, LocalRedirects, StartResponse, VariableError};
+use crate::application::driver::{Response, call};
+use crate::application::{Application, Body, Environ, Error, Head, LocalRedirects, StartResponse, VariableError};
 
 /// Under which path the application answers, and how often a request is run again.
 #[derive(Debug, Clone)]
@@ -70,21 +71,25 @@ pub enum RedirectError {
     /// A target that can't be a path.
     #[error("expected a path without control characters as the target of a local redirect, got \"{0}\"")]
     Target(String),
+    /// Part of the answer is on its way already.
+    #[error("expected a local redirect before any of the response's body, got one after it")]
+    Late,
 }
 
 impl<A: Application> Application for LocalRedirect<A> {
     async fn call(&self, mut environ: Environ, start_response: StartResponse) -> Result<Body, Error> {
+        let original = environ.without_input();
         let redirects = LocalRedirects::new();
         environ.extensions_mut().insert(redirects.clone());
-        let original = environ.without_input();
+        // Nearly no answer is a redirect, so none is held up: its head is set already, and replaced if need be.
+        let mut answer = self.application.call(environ, start_response.clone()).await;
         let mut chain = Vec::new();
-        let mut response = call(self.application.clone(), environ).await;
         let mut from: Option<Environ> = None;
         loop {
-            let Some(target) = redirects.take() else { return response?.pass_on(&start_response) };
-            if let Ok(mut response) = response {
+            let Some(target) = redirects.take() else { return answer };
+            if let Ok(mut body) = answer {
                 // Nobody is meant to see it.
-                response.body.close().await;
+                poll_fn(|cx| body.poll_close(cx)).await;
             }
             let before = from.as_ref().unwrap_or(&original);
             chain.push(before.target().escape_ascii().to_string());
@@ -94,12 +99,21 @@ impl<A: Application> Application for LocalRedirect<A> {
                 return Err(Error::new(error).with_status(508));
             }
             match self.redirected(&original, before, &target)? {
-                Some(again) => {
-                    response = call(self.application.clone(), again.without_input()).await;
+                Some(mut again) => {
+                    again.extensions_mut().insert(redirects.clone());
+                    let response = call(self.application.clone(), again.without_input()).await;
                     from = Some(again);
+                    answer = match response {
+                        Ok(Response { head: Head { status, headers }, body }) => {
+                            let replaced = start_response.restart(status, headers, Error::new(RedirectError::Late));
+                            replaced.map(|_| body.into())
+                        }
+                        Err(error) => Err(error),
+                    };
                 }
                 None => {
-                    start_response.start("302 Found", [(&b"Location"[..], &target[..])])?;
+                    let location = [(&b"Location"[..], &target[..])];
+                    start_response.restart("302 Found", location, Error::new(RedirectError::Late))?;
                     return Ok(Body::empty());
                 }
             }
