@@ -147,10 +147,13 @@ impl Fronts {
                 }
             }
         }
-        let tools = [("Gatespan", Some(&place.tool)), ("Gatespan, other", place.other_tool.as_ref())];
-        for (name, tool) in tools {
+        let tools: [(_, _, _, &[_]); 3] = [
+            ("Gatespan", Some(&place.tool), "php-gatespan.sock", &[]),
+            ("Gatespan, one thread", Some(&place.tool), "php-single.sock", &["--threads", "1"]),
+            ("Gatespan, other", place.other_tool.as_ref(), "php-other.sock", &[]),
+        ];
+        for (name, tool, kept_php, options) in tools {
             let Some(tool) = tool else { continue };
-            let kept_php = if name == "Gatespan" { "php-gatespan.sock" } else { "php-other.sock" };
             // The path, and whether the bridge is one for a site, keeps connections, and to where.
             let paths: [(&[_], _, _, _); 5] = [
                 (&[(Closed, "/closed")], false, "off", "bare.sock"),
@@ -167,6 +170,7 @@ impl Fronts {
                     let mut command = Command::new(tool);
                     let socket = format!("fastcgi:{}", place.path(socket).display());
                     command.args(["bridge", &format!("http://127.0.0.1:{port}"), &socket, "--keep-alive", keep]);
+                    command.args(options);
                     if is_site {
                         command.arg("--root").arg(place.path("site"));
                     }
@@ -286,7 +290,7 @@ fn php_fpm(place: &Place) -> Result<Process> {
     }
     let folder = place.folder.display();
     let mut configuration = format!("[global]\nerror_log = {folder}/php.log\ndaemonize = no\n");
-    for pool in ["closed", "nginx", "h2o", "apache", "gatespan", "other"] {
+    for pool in ["closed", "nginx", "h2o", "apache", "gatespan", "single", "other"] {
         if pool == "other" && place.other_tool.is_none() {
             continue;
         }

@@ -82,7 +82,8 @@ fn command_line() -> Option<Cli> {
         return None;
     }
     let parsed = tool.try_get_matches_from_mut(of_a_script.unwrap_or(words));
-    let understood = parsed.and_then(|matches| Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut tool)));
+    let understood =
+        parsed.and_then(|matches| Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut tool)));
     if is_script {
         // It lives for one request, which would only wait while this is taken apart.
         std::mem::forget(tool);
