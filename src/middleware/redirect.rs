@@ -233,11 +233,11 @@ impl<A> fmt::Debug for LocalRedirect<A> {
 mod tests {
     use std::sync::Mutex;
 
-    use super::super::forms::{counted_request, forms, request, text_of};
+    use super::super::forms::{Closed, counted_request, forms, request, text_of};
     use super::*;
     use crate::application::{AnyApplication, Input};
 
-    /// Leaves for the target in the query as long as there is one, and closes the response that nobody sees; otherwise the application answers.
+    /// Leaves for the target in the query as long as there is one, with a response that nobody sees; otherwise the application answers.
     fn leaving(application: AnyApplication) -> impl Application {
         move |environ: Environ, start_response: StartResponse| {
             let application = application.clone();
@@ -245,6 +245,9 @@ mod tests {
                 if let Some(target) = environ.query_string().strip_prefix(b"to=") {
                     let target: Vec<u8> = percent_decode(target).collect();
                     environ.extensions().get::<LocalRedirects>().expect("somebody follows").set(target);
+                    start_response.start("200 OK", [("X-Nobody", "sees this")])?;
+                    let closed = environ.extensions().get::<Closed>().cloned().unwrap_or_default();
+                    return Ok(Body::empty().on_close(move || closed.increase()));
                 }
                 application.call(environ, start_response).await
             }
@@ -269,6 +272,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_on_its_way_is_not_replaced() {
+        async fn writes(environ: Environ, start_response: StartResponse) -> Result<Body, Error> {
+            let mut write = start_response.start("200 OK", ())?;
+            write.write("a").await?;
+            write.write("b").await?;
+            environ.extensions().get::<LocalRedirects>().expect("somebody follows").set("/c");
+            Ok(Body::empty())
+        }
+        let mut response = call(local_redirect(writes, Redirects::default()), request("/start")).await.unwrap();
+        let error = loop {
+            match response.body.next().await {
+                Some(Err(error)) => break error,
+                part => assert!(matches!(part, Some(Ok(_)))),
+            }
+        };
+        assert!(error.to_string().contains("before any of the response's body"), "{error}");
+    }
+
+    #[tokio::test]
     async fn without_a_redirect_nothing_changes() {
         for (form, app) in forms() {
             let (environ, closed) = counted_request("/a");
@@ -284,9 +306,7 @@ mod tests {
         let app = leaving(AnyApplication::new(move |mut environ: Environ, start_response: StartResponse| {
             let sees = sees.clone();
             async move {
-                // The first leaves its body unread.
-                let is_redirect = environ.query_string().starts_with(b"to=");
-                let body = if is_redirect { Bytes::new() } else { environ.input().read_to_end(99).await? };
+                let body = environ.input().read_to_end(99).await?;
                 *sees.lock().unwrap() = Some((environ, body));
                 start_response.start("200 OK", [("Set-Cookie", "a=1")])?;
                 Ok("")
