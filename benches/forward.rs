@@ -34,8 +34,12 @@ const CLIENTS: usize = 32;
 /// How many there are for large bodies.
 const LARGE_CLIENTS: usize = 4;
 
-/// How many processes PHP has for each front. It serves a kept connection with each, so that there must not be more clients where connections are kept.
-const PHP_PROCESSES: usize = 8;
+/// How many processes PHP has for each front.
+const PHP_PROCESSES: usize = 16;
+
+/// How many clients there are where PHP's connections are kept. Each occupies a process, and each of a front's two workers keeps those that it has
+/// made for itself.
+const KEPT_PHP_CLIENTS: usize = PHP_PROCESSES / 2;
 
 /// How long an upload is.
 const UPLOAD: usize = 10 * 1024 * 1024;
@@ -129,7 +133,7 @@ fn forwarded(plan: &Plan, place: &Place, fronts: &Fronts) -> Result<()> {
     );
     for (table, name, what, clients) in [
         ("--php", "php-fpm, closed", What::PhpClosed, CLIENTS),
-        ("--php", "php-fpm, kept", What::PhpKept, PHP_PROCESSES),
+        ("--php", "php-fpm, kept", What::PhpKept, KEPT_PHP_CLIENTS),
         ("--bare", "bare loop, closed", What::Closed, CLIENTS),
         ("--bare", "bare loop, kept", What::Kept, CLIENTS),
     ] {
