@@ -186,8 +186,8 @@ impl Contents {
     }
 }
 
-/// How many bytes a browser's request comes to, with some to spare.
-const USUAL_LEN: usize = 2 * 1024;
+/// How many bytes a browser's request comes to, with some to spare. glibc's malloc is slower for more.
+const USUAL_LEN: usize = 1024;
 
 /// Why a buffer is not pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
