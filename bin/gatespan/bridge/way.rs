@@ -52,7 +52,8 @@ pub(super) fn prepare(arguments: &Arguments, form: Form, running: &target::Runni
         cgi: config,
         fastcgi: arguments.fastcgi_config(),
         multiplex: arguments.servers.multiplex,
-        program: arguments.program_config(),
+        // To find out how many processors there are takes a CGI program's time.
+        program: has_programs.then(|| arguments.program_config()),
         http: arguments.http_config(),
         files: arguments.files_config()?,
         site: arguments.site_config()?,
@@ -89,7 +90,11 @@ pub(super) fn prepare(arguments: &Arguments, form: Form, running: &target::Runni
     if let Some(config) = arguments.clients.client_address() {
         application = AnyApplication::new(client_address(application, config));
     }
-    let named = request_id(told(application));
+    // The web server's log is not this process's, where failures are to be found as well.
+    if matches!(arguments.from, Address::FastCgi(_)) {
+        application = AnyApplication::new(told(application));
+    }
+    let named = request_id(application);
     let named = match arguments.log.request_id {
         OnOff::On => named,
         OnOff::Off => named.without_response_header(),

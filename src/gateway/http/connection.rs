@@ -308,7 +308,7 @@ struct Requests<A> {
     gateway: Arc<Gateway<A>>,
     activity: Arc<Activity>,
     server: Arc<Server>,
-    connection: Arc<message::Connection>,
+    connection: message::Described,
     count: AtomicU32,
 }
 
@@ -332,7 +332,7 @@ impl<A: Application> Requests<A> {
             server_name: config.server_name.clone(),
             server_port: config.server_port,
         };
-        Self { gateway, activity, server: Arc::new(server), connection: Arc::new(connection), count: AtomicU32::new(0) }
+        Self { gateway, activity, server: Arc::new(server), connection: connection.into(), count: AtomicU32::new(0) }
     }
 }
 
