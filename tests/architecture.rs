@@ -13,6 +13,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("application", &["protocol"]),
     ("middleware", &["address", "application", "protocol"]),
     ("gateway", &["application", "address", "protocol"]),
+    ("recording", &["protocol"]),
     ("tower", &["application", "protocol"]),
     ("upstream", &["address", "application", "protocol"]),
 ];

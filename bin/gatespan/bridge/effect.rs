@@ -2,7 +2,8 @@
 
 use gatespan::address::Address;
 
-use super::{Arguments, OnOff, UsageError};
+use super::options::OnOff;
+use super::{Arguments, UsageError};
 
 /// What a target is, as far as options differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,12 +43,6 @@ const SITE: &[Kind] = &[Kind::Site];
 const FILES: &[Kind] = &[Kind::Folder, Kind::Site];
 
 impl Arguments {
-    /// All targets: TO, those of routes, those that are asked first.
-    pub(super) fn targets(&self) -> impl Iterator<Item = &Address> {
-        let routes = self.routes.iter().map(|(_, to)| to);
-        std::iter::once(&self.to).chain(routes).chain(self.clients.authorizers.iter().map(|(_, to)| to))
-    }
-
     fn kinds(&self) -> Vec<Kind> {
         let mut kinds: Vec<Kind> = self
             .targets()

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// `500ms`, `30s`, `2m`, `1h30m`, `1d`; a number alone is seconds.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("expected a length of time such as 30s, 500ms, 2m or 1h30m, got \"{text}\"");
     // Clocks end somewhere.
     const LONGEST: Duration = Duration::from_secs(10_000 * 24 * 60 * 60);
@@ -45,7 +45,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// `65536`, `64K`, `10M`, `1G`, `1T`, with `B` or `iB` behind it if one likes; K is 1,024.
-pub(super) fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     let wrong = || format!("expected a size such as 65536, 64K, 10M or 1G, got \"{text}\"");
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -63,17 +63,17 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
 }
 
 /// As [`size`], for what is kept in memory.
-pub(super) fn memory(text: &str) -> Result<usize, String> {
+pub(crate) fn memory(text: &str) -> Result<usize, String> {
     usize::try_from(size(text)?).map_err(|_| format!("expected a size that fits into memory, got \"{text}\""))
 }
 
 /// A number of at least one.
-pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
+pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|number| *number > 0).ok_or_else(|| format!("expected a number from 1 on, got \"{text}\""))
 }
 
 /// The mode of a socket, in octal digits.
-pub(super) fn mode(text: &str) -> Result<u32, String> {
+pub(crate) fn mode(text: &str) -> Result<u32, String> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
     let is_octal = (1..=4).contains(&digits.len()) && digits.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
     let mode = is_octal.then(|| u32::from_str_radix(digits, 8).ok()).flatten().filter(|mode| *mode <= 0o777);
@@ -81,13 +81,13 @@ pub(super) fn mode(text: &str) -> Result<u32, String> {
 }
 
 /// `NAME=VALUE`, a variable.
-pub(super) fn variable(text: &str) -> Result<(OsString, OsString), String> {
+pub(crate) fn variable(text: &str) -> Result<(OsString, OsString), String> {
     let (name, value) = pair(text, "NAME=VALUE, a variable")?;
     Ok((name.into(), value.into()))
 }
 
 /// `.ending=/path/of/interpreter`.
-pub(super) fn interpreter(text: &str) -> Result<(OsString, PathBuf), String> {
+pub(crate) fn interpreter(text: &str) -> Result<(OsString, PathBuf), String> {
     let expected = ".ENDING=PROGRAM, such as .py=/usr/bin/python3";
     let (ending, program) = pair(text, expected)?;
     if !ending.starts_with('.') || ending.len() < 2 || !program.starts_with('/') {
@@ -97,7 +97,7 @@ pub(super) fn interpreter(text: &str) -> Result<(OsString, PathBuf), String> {
 }
 
 /// `/prefix=FOLDER`.
-pub(super) fn accel_root(text: &str) -> Result<(String, PathBuf), String> {
+pub(crate) fn accel_root(text: &str) -> Result<(String, PathBuf), String> {
     let expected = "/PREFIX/=FOLDER, such as /protected/=/srv/files";
     let (prefix, folder) = pair(text, expected)?;
     if !prefix.starts_with('/') || folder.is_empty() {
@@ -107,7 +107,7 @@ pub(super) fn accel_root(text: &str) -> Result<(String, PathBuf), String> {
 }
 
 /// A part of paths: begins with a slash, and does not end with one.
-pub(super) fn prefix(text: &str) -> Result<String, String> {
+pub(crate) fn prefix(text: &str) -> Result<String, String> {
     if !text.starts_with('/') || text.contains(['?', '#', '\0']) {
         return Err(format!("expected the beginning of a path, such as /app, got \"{text}\""));
     }
@@ -115,7 +115,7 @@ pub(super) fn prefix(text: &str) -> Result<String, String> {
 }
 
 /// Something on both sides of the first `=`, the first of which is not empty.
-pub(super) fn pair<'a>(text: &'a str, expected: &str) -> Result<(&'a str, &'a str), String> {
+pub(crate) fn pair<'a>(text: &'a str, expected: &str) -> Result<(&'a str, &'a str), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name, value)),
         _ => Err(format!("expected {expected}, got \"{text}\"")),
