@@ -144,7 +144,7 @@ impl Process {
     /// would take with it that somebody waits.
     pub(super) fn poll_exited(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<ExitStatus>> {
         if let Some(leader) = &mut self.leader {
-            if !(leader.is_over && !leader.kill_leftovers) {
+            if !leader.is_over || leader.kill_leftovers {
                 self.status = Some(ready!(leader.poll_exit(cx))?);
             }
             if !leader.kill_leftovers {
