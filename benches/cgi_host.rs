@@ -231,7 +231,7 @@ fn tasks<F: Future<Output = Result<()>> + Send + 'static>(
     job: &Job,
     one: impl Fn() -> F + Clone + Send + 'static,
 ) -> Result<usize> {
-    let threads = 4 * std::thread::available_parallelism()?.get() + 1;
+    let threads = std::thread::available_parallelism()?.get() + 1;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
     let until = Instant::now() + job.time;
     runtime.block_on(async {

@@ -66,9 +66,8 @@ pub(crate) fn run_around(
         };
         let mut options = arguments.options();
         if !hosts.is_empty() && options.threads.is_none() {
-            // All but one may stand still for scripts, and those wait for something else than a processor now and then.
-            let processors = std::thread::available_parallelism().ok();
-            options.threads = processors.map(|processors| 4 * processors.get() + 1);
+            // All but one may stand still for scripts, of which each then has a processor.
+            options.threads = std::thread::available_parallelism().ok().map(|processors| processors.get() + 1);
         }
         // Scripts that were cut off have their grace; as a script, this process has one request, and what answered it may finish.
         let grace = arguments.times.kill_grace.unwrap_or(cgi::Config::default().kill_grace);
