@@ -10,6 +10,7 @@ use std::{env, fs};
 const FLOORS: &[(&str, &[&str])] = &[
     ("protocol", &[]),
     ("address", &[]),
+    ("recording", &["protocol"]),
     ("application", &["protocol"]),
     ("middleware", &["address", "application", "protocol"]),
     ("gateway", &["application", "address", "protocol"]),

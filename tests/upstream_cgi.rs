@@ -459,12 +459,12 @@ async fn the_time_limit_and_the_client_count_too_while_an_upload_is_received_bef
     let host = site.host(|_| {});
     let (environ, _sender) = stalled();
     let (environ, cancellation) = environ.with_own_cancellation();
-    let asking = tokio::spawn(ask(host.clone(), environ));
+    let asking = tokio::spawn(call(host.clone(), environ));
     while host.running() == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     cancellation.cancel();
-    assert_eq!(soon(asking).await.unwrap().status, 503);
+    assert_eq!(soon(asking).await.unwrap().unwrap_err().status(), 503);
     soon(host.idle()).await;
 }
 
@@ -569,7 +569,7 @@ async fn who_leaves_ends_the_group_politely_and_then_not() {
         "deaf",
         "trap '' TERM; sleep 61 & echo $! >$MARKS/child; echo $$ >$MARKS/deaf; while :; do sleep 0.01; done",
     );
-    let host = site.host(|config| config.kill_grace = Duration::from_millis(500));
+    let host = site.host(|config| config.kill_grace = Duration::from_secs(1));
     let mut response = soon(call(host.clone(), get("/polite"))).await.unwrap();
     assert_eq!(next(&mut response).await, "c");
     let pid = site.mark("pid").await;
@@ -580,12 +580,12 @@ async fn who_leaves_ends_the_group_politely_and_then_not() {
     // Before the head; and the place is free only when all is over.
     let asking = tokio::spawn(call(host.clone(), get("/deaf")));
     let (pid, child) = (site.mark("deaf").await, site.mark("child").await);
+    let begun = Instant::now();
     asking.abort();
     let _ = asking.await;
-    let begun = Instant::now();
     assert_eq!(host.running(), 1);
     soon(host.idle()).await;
-    assert!(begun.elapsed() >= Duration::from_millis(400));
+    assert!(begun.elapsed() >= Duration::from_secs(1));
     gone(&pid).await;
     soon(async {
         while is_alive(&child) {
