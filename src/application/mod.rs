@@ -15,6 +15,7 @@ mod class;
 mod blocking;
 mod forwarded;
 mod local_redirect;
+pub(crate) mod conditional;
 pub mod driver;
 #[cfg(any(feature = "http", feature = "tower"))]
 pub(crate) mod message;
