@@ -16,6 +16,7 @@ mod blocking;
 mod forwarded;
 mod local_redirect;
 pub(crate) mod conditional;
+pub(crate) mod for_ever;
 pub mod driver;
 #[cfg(any(feature = "http", feature = "tower"))]
 pub(crate) mod message;

@@ -42,6 +42,7 @@ pub struct Gateway<A> {
 impl<A: Application> Gateway<A> {
     /// That application under these settings.
     pub fn new(application: A, config: Config) -> Self {
+        let config = config.with_times_that_end();
         let closing = Closing { limit: config.close_timeout, tasks: TaskTracker::new() };
         Self {
             application: Arc::new(application),
