@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::spawn::{Identity, Limits};
 use crate::application::for_ever::bound;
 use crate::protocol::cgi;
-use super::watcher::Watcher;
+use crate::upstream::watcher::Watcher;
 
 /// Where scripts lie, how they are run, and how far they may go. Start from [`Config::default`] and change what differs; either
 /// [`Config::roots`] or [`Config::program`] must be named.

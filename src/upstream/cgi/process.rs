@@ -30,7 +30,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
 use super::outlet::Outlet;
 use super::spawn::{Command, SpawnError, Step, signal_group, spawn, threads, watched};
 use crate::application::for_ever::FOR_EVER;
-use super::watcher::{Place, WATCHED, Watcher};
+use crate::upstream::watcher::{Place, WATCHED, Watcher};
 
 /// A running program, the leader of a process group of its own.
 ///
