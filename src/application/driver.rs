@@ -217,6 +217,9 @@ impl Answer {
         let facts = call.facts.take().unwrap_or_else(|| Environ::new(Variables::new()).facts().clone());
         log_failure(facts.errors(), facts.request_id(), "answered with an error page", &error);
         let mut page = error_page(error.status(), facts.request_id(), call.is_head);
+        if let Some(seconds) = error.retry_after() {
+            page.head.headers.push("Retry-After", seconds.to_string());
+        }
         page.body.facts = Some(facts);
         Poll::Ready(page)
     }
