@@ -10,10 +10,10 @@ use std::{env, fs};
 const FLOORS: &[(&str, &[&str])] = &[
     ("protocol", &[]),
     ("address", &[]),
-    ("recording", &["protocol"]),
     ("application", &["protocol"]),
     ("middleware", &["address", "application", "protocol"]),
     ("gateway", &["application", "address", "protocol"]),
+    ("recording", &["protocol"]),
     ("tower", &["application", "protocol"]),
     ("upstream", &["address", "application", "protocol"]),
 ];

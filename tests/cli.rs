@@ -3,7 +3,7 @@
 
 use std::process::{Command, Output, Stdio};
 
-const COMMANDS: [&str; 4] = ["bridge", "demo", "completions", "man"];
+const COMMANDS: [&str; 8] = ["bridge", "tap", "demo", "request", "convert", "decode", "completions", "man"];
 
 fn gatespan(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_gatespan")).args(arguments).stdin(Stdio::null()).output().unwrap()
@@ -94,7 +94,10 @@ fn what_fails_is_exit_code_1_with_its_causes_on_standard_error() {
     let unknown = gatespan(&["man", "nothing"]);
     assert_eq!(unknown.status.code(), Some(1));
     let message = String::from_utf8(unknown.stderr).unwrap();
-    assert!(message.contains("expected one of the commands bridge, demo, completions, man"), "{message}");
+    assert!(
+        message.contains("expected one of the commands bridge, demo, request, convert, decode, completions, man"),
+        "{message}"
+    );
 
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap();

@@ -14,7 +14,7 @@ use gatespan::Application;
 use gatespan::application::driver::call;
 use gatespan::application::{Errors, InputError, LocalRedirects, Log};
 use gatespan::middleware::Mount;
-use gatespan::upstream::cgi::RequestBody;
+use gatespan::upstream::cgi::{Report, RequestBody};
 use site::{Site, ask, get, gone, is_alive, logged, next, post, post_slowly, read, refused, request, soon};
 
 const MIB: usize = 1 << 20;
@@ -268,6 +268,34 @@ async fn a_script_killed_by_a_signal_is_cut_and_before_its_head_502() {
     let answer = ask(host, get("/head")).await;
     assert_eq!((answer.status, answer.cut), (502, None));
     assert_eq!((log.lines().len(), log.with("(KILL)").len()), (1, 1), "{:?}", log.lines());
+}
+
+#[tokio::test]
+async fn whoever_sent_a_request_can_learn_what_became_of_its_script() {
+    let site = Site::new();
+    site.shell("exits", "printf 'X: 1\\n\\nbody'; exit 3");
+    site.shell("dies", "printf 'X: 1\\n\\nbody'; exec >&-; kill -KILL $$");
+    site.shell("fails", "exit 4");
+    let host = site.host(|_| {});
+    for (path, code, signal, failure) in [
+        ("/exits", Some(3), None, None),
+        ("/dies", None, Some(9), None),
+        ("/fails", Some(4), None, Some("and then the script ended with exit code 4")),
+        ("/missing", None, None, Some("expected a script, found none")),
+    ] {
+        let report = Report::new();
+        let mut environ = get(path);
+        environ.extensions_mut().insert(report.clone());
+        assert_eq!(ask(host.clone(), environ).await.body == "body", failure.is_none(), "{path}");
+        host.idle().await;
+        assert_eq!(
+            (report.exit_code(), report.signal(), report.has_failed()),
+            (code, signal, failure.is_some()),
+            "{path}"
+        );
+        let cause = report.take_failure().map(|failure| failure.cause()).unwrap_or_default();
+        assert!(cause.contains(failure.unwrap_or_default()), "{path}: {cause}");
+    }
 }
 
 #[tokio::test]

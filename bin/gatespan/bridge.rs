@@ -21,14 +21,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gatespan::address::{Address, Endpoint};
+use gatespan::application::AnyApplication;
 use gatespan::gateway::{Afterwards, Event, RunError, run_at};
 use gatespan::upstream::cgi;
 
-pub(crate) use self::arguments::{Arguments, UsageError};
+pub(crate) use self::arguments::{Arguments, UsageError, parse_from};
+pub(crate) use self::options::listening::Listening;
+pub(crate) use self::target::parse as parse_to;
 use self::way::{Prepared, prepare};
 use crate::logging::{Form, SERVING};
 
 pub(crate) fn run(arguments: &Arguments, form: Form) -> anyhow::Result<()> {
+    run_around(arguments, form, |application| application, || {})
+}
+
+/// The same, with something around the application that is served, and something to do when a second signal ends the process.
+pub(crate) fn run_around(
+    arguments: &Arguments,
+    form: Form,
+    around: impl FnOnce(AnyApplication) -> AnyApplication,
+    ending: impl Fn() + Send + 'static,
+) -> anyhow::Result<()> {
     let is_script = arguments.from == Address::CgiProcess;
     let running = target::Running::default();
     let served = prepare(arguments, form, &running).and_then(|Prepared { application, log, hosts }| {
@@ -45,7 +58,10 @@ pub(crate) fn run(arguments: &Arguments, form: Form) -> anyhow::Result<()> {
                     log.reopen_at_hangup();
                 }
             }
-            Event::Ending => programs.kill(),
+            Event::Ending => {
+                programs.kill();
+                ending();
+            }
             Event::Stopping => say(form, "stopping when the running requests are finished; another signal ends them"),
             _ => {}
         };
@@ -54,6 +70,7 @@ pub(crate) fn run(arguments: &Arguments, form: Form) -> anyhow::Result<()> {
         let grace = arguments.times.kill_grace.unwrap_or(cgi::Config::default().kill_grace);
         let at_most = (!is_script).then(|| grace.saturating_add(Duration::from_secs(1)));
         options.afterwards = Afterwards::new(idle(hosts, at_most));
+        let application = around(application);
         run_at(std::slice::from_ref(&arguments.from), application, options, tell).map_err(|error| match error {
             RunError::Arguments(message) => UsageError(message).into(),
             error => error.into(),
@@ -85,7 +102,7 @@ async fn idle(hosts: Vec<Arc<cgi::Host>>, at_most: Option<Duration>) {
 }
 
 /// A line for whoever started the bridge, in the form of the log.
-fn say(form: Form, line: impl Display) {
+pub(crate) fn say(form: Form, line: impl Display) {
     match form {
         Form::Json => tracing::info!(target: SERVING, "{line}"),
         Form::Text if tracing::enabled!(target: SERVING, tracing::Level::INFO) => {

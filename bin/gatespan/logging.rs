@@ -36,14 +36,15 @@ impl Arguments {
         self.log_format
     }
 
-    /// Sends the log to standard error from here on.
-    pub(crate) fn start(&self) {
+    /// Sends the log to standard error from here on. `directive` says what a command leaves out of it, as
+    /// [`EnvFilter`] has it.
+    pub(crate) fn start(&self, directive: &str) {
         // no-color.org: any value but an empty one.
         let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let subscriber = tracing_subscriber::fmt()
             .with_writer(io::stderr)
             .with_ansi(io::stderr().is_terminal() && !no_colour)
-            .with_env_filter(EnvFilter::new(self.level()));
+            .with_env_filter(EnvFilter::new(format!("{},{directive}", self.level())));
         match self.log_format {
             Form::Text => subscriber.with_target(false).init(),
             Form::Json => subscriber.json().flatten_event(true).init(),

@@ -1,9 +1,15 @@
 //! The command-line tool: parse, run, exit code. Each subcommand has a file of its own.
 
 mod bridge;
+mod tap;
 mod demo;
+mod request;
+mod convert;
+mod decode;
+mod recordings;
 mod completions;
 mod man;
+mod values;
 mod logging;
 
 use std::ffi::OsString;
@@ -26,7 +32,12 @@ struct Cli {
 enum Command {
     // Boxed, since it has many options.
     Bridge(Box<bridge::Arguments>),
+    Tap(Box<tap::Arguments>),
     Demo(demo::Arguments),
+    // Boxed, since it has many options.
+    Request(Box<request::Arguments>),
+    Convert(convert::Arguments),
+    Decode(decode::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
 }
@@ -35,7 +46,12 @@ const EXAMPLES: &str = "\
 Examples:
   gatespan bridge http://127.0.0.1:8080 cgi:cgi-bin/
                                     a web server for a folder of CGI programs
+  gatespan tap fastcgi:/run/tap.sock fastcgi:/run/app.sock
+                                    see and record what passes between a web server and it
+  gatespan request fastcgi:/run/php-fpm.sock /ping
+                                    one request, and what comes back
   gatespan demo                     see one application through three gateways, in a browser
+  gatespan decode capture.pcap      what passed, record by record
   gatespan help demo                what a command does, with examples
   gatespan completions bash         a completion script for the shell
   gatespan man demo | man -l -      the manual page of a command
@@ -44,7 +60,8 @@ Exit codes:
   0  all went well
   1  something failed, and standard error says what
   2  the command line could not be understood
-  gatespan help bridge names those of a server that a signal ends";
+  gatespan help bridge names those of a server that a signal ends, gatespan help request those
+  of a request";
 
 fn main() -> ExitCode {
     // As a script of the demo the process has no command line of its own: what is there came with a request.
@@ -52,10 +69,18 @@ fn main() -> ExitCode {
         return demo::answer_as_cgi_script();
     }
     let Some(cli) = command_line() else { return ExitCode::FAILURE };
-    cli.logging.start();
+    cli.logging.start(match cli.command {
+        Command::Request(_) => request::QUIET,
+        _ => "",
+    });
     let result = match cli.command {
         Command::Bridge(arguments) => bridge::run(&arguments, cli.logging.form()),
+        Command::Tap(arguments) => tap::run(&arguments, cli.logging.form()),
         Command::Demo(arguments) => demo::run(arguments),
+        // It has exit codes of its own.
+        Command::Request(arguments) => return request::run(&arguments),
+        Command::Convert(arguments) => convert::run(&arguments),
+        Command::Decode(arguments) => decode::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),
     };

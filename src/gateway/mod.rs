@@ -9,4 +9,6 @@ pub mod fastcgi;
 #[cfg(feature = "http")]
 pub mod http;
 
+#[cfg(feature = "fastcgi")]
+pub use run::run_connections_at;
 pub use run::{ADDRESS, Afterwards, DEFAULT_PORT, Event, Options, RunError, SCRIPT_NAME, run, run_at, run_with};

@@ -154,27 +154,67 @@ pub fn run_at<A: Application>(
         let mut listeners = Vec::new();
         let mut options = options;
         for (gateway, endpoint) in chosen {
-            if *endpoint != Endpoint::Inherited {
-                listeners.push((gateway, Listener::bind(endpoint, &options.listen).await?));
-                continue;
+            for listener in listeners_at(endpoint, &options.listen).await? {
+                listeners.push((gateway, listener));
             }
-            let sockets = match descriptor_0() {
-                Some(socket) => vec![(gateway, socket, 0)],
-                None => listen_fds(),
-            };
-            if sockets.is_empty() {
-                return Err(RunError::Arguments(
-                    "expected a socket that was handed over, got neither a listening one as descriptor 0 nor LISTEN_FDS for this process"
-                        .into(),
-                ));
+            if *endpoint == Endpoint::Inherited {
+                options = options.beside_other_processes();
             }
-            for (_, socket, number) in sockets {
-                listeners.push((gateway, Listener::from_descriptor(socket, number)?));
-            }
-            options = options.beside_other_processes();
         }
         serve_all(listeners, application, options, tell).await
     })
+}
+
+/// Serves FastCGI connections in a way of the caller's own, where [`run_at`] has an application called: listens, and ends at signals, as that
+/// does. `serve` gets each listening socket, and a token that is cancelled when the first signal comes; when all that it gave back is
+/// over, so is this. Who may connect is its business, with [`fastcgi::Config::admit`].
+///
+/// # Errors
+///
+/// [`RunError`]: a socket that is not to be had, or one that everybody could reach.
+#[cfg(feature = "fastcgi")]
+pub fn run_connections_at<F: Future<Output = ()> + Send + 'static>(
+    endpoint: &Endpoint,
+    options: &Options,
+    serve: impl Fn(Listener, CancellationToken) -> F,
+    tell: impl Fn(Event<'_>) + Send + 'static,
+) -> Result<(), RunError> {
+    runtime(options.threads)?.block_on(async {
+        let listeners = listeners_at(endpoint, &options.listen).await?;
+        for listener in &listeners {
+            options.fastcgi.check(listener)?;
+        }
+        let addresses: Vec<_> = listeners.iter().map(|listener| Address::FastCgi(listener.endpoint())).collect();
+        let stop = stop_at_signals(&addresses, tell);
+        let mut serving = tokio::task::JoinSet::new();
+        for listener in listeners {
+            serving.spawn(serve(listener, stop.clone()));
+        }
+        while serving.join_next().await.is_some() {}
+        Ok(())
+    })
+}
+
+/// The sockets that an address names.
+async fn listeners_at(endpoint: &Endpoint, options: &ListenOptions) -> Result<Vec<Listener>, RunError> {
+    if *endpoint != Endpoint::Inherited {
+        return Ok(vec![Listener::bind(endpoint, options).await?]);
+    }
+    let sockets = match descriptor_0() {
+        Some(socket) => vec![(Gateway::FastCgi, socket, 0)],
+        None => listen_fds(),
+    };
+    if sockets.is_empty() {
+        return Err(RunError::Arguments(
+            "expected a socket that was handed over, got neither a listening one as descriptor 0 nor LISTEN_FDS for this process"
+                .into(),
+        ));
+    }
+    let mut listeners = Vec::new();
+    for (_, socket, number) in sockets {
+        listeners.push(Listener::from_descriptor(socket, number)?);
+    }
+    Ok(listeners)
 }
 
 /// What happens while [`run_at`] serves.
@@ -398,24 +438,11 @@ async fn serve_all<A: Application>(
     }
     let application = Arc::new(application);
     let afterwards = options.afterwards.clone();
-    let stop = CancellationToken::new();
-    let signalled = stop.clone();
-    // Before anybody is told that this process serves: whoever knows may stop it.
-    let mut signals = StopSignals::new();
     let addresses = listeners.iter().map(|(gateway, listener)| match gateway {
         Gateway::FastCgi => Address::FastCgi(listener.endpoint()),
         Gateway::Http => Address::Http(listener.endpoint()),
     });
-    tell(Event::Listening(&addresses.collect::<Vec<_>>()));
-    tokio::spawn(async move {
-        signals.next().await;
-        signalled.cancel();
-        tell(Event::Stopping);
-        // Whoever asks twice does not want to wait for anything.
-        let signal = signals.next().await;
-        tell(Event::Ending);
-        std::process::exit(128 + signal);
-    });
+    let stop = stop_at_signals(&addresses.collect::<Vec<_>>(), tell);
     let mut serving = tokio::task::JoinSet::new();
     for (gateway, listener) in listeners {
         let (application, options, stop) = (application.clone(), options.clone(), stop.clone());
@@ -433,6 +460,25 @@ async fn serve_all<A: Application>(
         work.await;
     }
     result
+}
+
+/// A token that the first signal cancels. The second ends the process.
+fn stop_at_signals(addresses: &[Address], tell: impl Fn(Event<'_>) + Send + 'static) -> CancellationToken {
+    let stop = CancellationToken::new();
+    let signalled = stop.clone();
+    // Before anybody is told that this process serves: whoever knows may stop it.
+    let mut signals = StopSignals::new();
+    tell(Event::Listening(addresses));
+    tokio::spawn(async move {
+        signals.next().await;
+        signalled.cancel();
+        tell(Event::Stopping);
+        // Whoever asks twice does not want to wait for anything.
+        let signal = signals.next().await;
+        tell(Event::Ending);
+        std::process::exit(128 + signal);
+    });
+    stop
 }
 
 #[cfg_attr(

@@ -68,7 +68,12 @@ pub fn tool(arguments: &[&str]) -> Command {
 
 impl Bridge {
     pub fn start(arguments: &[&str]) -> Self {
-        Self::started(tool(&[&["bridge"], arguments].concat()))
+        Self::start_as("bridge", arguments)
+    }
+
+    /// Another command that serves.
+    pub fn start_as(command: &str, arguments: &[&str]) -> Self {
+        Self::started(tool(&[&[command], arguments].concat()))
     }
 
     pub fn started(mut command: Command) -> Self {

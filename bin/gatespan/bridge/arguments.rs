@@ -3,8 +3,9 @@
 use clap::Args;
 use gatespan::address::{Address, AddressError};
 
-use super::options::{self, clients, listening, logging, scripts, servers, sites};
+use super::options::{clients, listening, logging, scripts, servers, sites};
 use super::target;
+use crate::values;
 
 /// Take requests in at FROM, and have them answered by TO
 ///
@@ -33,7 +34,7 @@ pub(crate) struct Arguments {
     #[arg(long = "route", value_name = "/PREFIX=TO", value_parser = parse_route)]
     pub(crate) routes: Vec<(String, Address)>,
     /// Answer below this path only, which is then SCRIPT_NAME [default: the root, or what the web server says]
-    #[arg(long, value_name = "/PREFIX", value_parser = options::prefix)]
+    #[arg(long, value_name = "/PREFIX", value_parser = values::prefix)]
     pub(crate) script_name: Option<String>,
     /// How often a script may send one request on to another path of the site
     #[arg(long, value_name = "NUMBER", default_value_t = 10)]
@@ -97,9 +98,9 @@ Exit codes:
 /// A mistake in the command line that only shows when its parts are put together: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct UsageError(pub(super) String);
+pub(crate) struct UsageError(pub(crate) String);
 
-fn parse_from(text: &str) -> Result<Address, String> {
+pub(crate) fn parse_from(text: &str) -> Result<Address, String> {
     let expected = || {
         format!(
             "expected where requests come in, such as http://127.0.0.1:8080, fastcgi:/run/gatespan.sock or cgi:, got \"{text}\""
@@ -113,8 +114,8 @@ fn parse_from(text: &str) -> Result<Address, String> {
 }
 
 fn parse_route(text: &str) -> Result<(String, Address), String> {
-    let (prefix, to) = options::pair(text, "/PREFIX=TO, such as /hello=app:hello")?;
-    Ok((options::prefix(prefix)?, target::parse(to)?))
+    let (prefix, to) = values::pair(text, "/PREFIX=TO, such as /hello=app:hello")?;
+    Ok((values::prefix(prefix)?, target::parse(to)?))
 }
 
 impl Arguments {

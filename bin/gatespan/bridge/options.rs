@@ -6,11 +6,8 @@ pub(super) mod logging;
 pub(super) mod scripts;
 pub(super) mod servers;
 pub(super) mod sites;
-mod values;
 
 use clap::ValueEnum;
-
-pub(super) use self::values::{pair, prefix};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OnOff {

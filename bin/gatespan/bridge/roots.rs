@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use gatespan::address::Address;
 
-use super::options::{pair, prefix};
 use super::{Arguments, UsageError};
+use crate::values::{pair, prefix};
 
 /// A folder, and whose it is.
 #[derive(Debug, Clone, PartialEq, Eq)]

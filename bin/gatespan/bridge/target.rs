@@ -108,7 +108,7 @@ impl Running {
 }
 
 /// Where requests can be sent.
-pub(super) fn parse(text: &str) -> Result<Address, String> {
+pub(crate) fn parse(text: &str) -> Result<Address, String> {
     let address: Address = text.parse().map_err(|error| match error {
         AddressError::NoScheme(_) | AddressError::UnknownScheme(_) => expected(text),
         error => error.to_string(),

@@ -146,6 +146,33 @@ impl Config {
         }
     }
 
+    /// Whether a peer may connect under these settings.
+    ///
+    /// # Errors
+    ///
+    /// Why it may not.
+    pub fn admit(&self, peer: &Peer) -> Result<(), &'static str> {
+        match peer {
+            Peer::Ip(address) => {
+                let allow = &self.allow;
+                let ip = address.ip().to_canonical();
+                if allow.is_empty() || allow.iter().any(|allowed| allowed.to_canonical() == ip) {
+                    return Ok(());
+                }
+                Err("its address is not on the allow-list")
+            }
+            // Asked for only on abstract sockets; elsewhere the path's mode decides.
+            Peer::Unix { uid: Some(uid), .. } => {
+                let own = rustix::process::geteuid().as_raw();
+                if *uid == 0 || *uid == own || self.allow_uids.contains(uid) {
+                    return Ok(());
+                }
+                Err("its user is neither root nor this process's nor on the allow-list")
+            }
+            Peer::Unix { uid: None, .. } | Peer::Unknown => Ok(()),
+        }
+    }
+
     fn end(&self) -> ApplicationEnd {
         let announced = |number: usize| Some(u32::try_from(number).unwrap_or(u32::MAX));
         ApplicationEnd::new(Settings {
@@ -225,7 +252,7 @@ pub async fn serve<A: Application>(
             // Never closed.
             let Ok(permit) = room.clone().acquire_owned().await else { return };
             let (stream, peer) = listener.accept().await;
-            if let Err(reason) = gateway.admit(&peer) {
+            if let Err(reason) = gateway.config.admit(&peer) {
                 tracing::warn!(?peer, "a connection was refused: {reason}");
                 continue;
             }
@@ -294,28 +321,6 @@ impl<A> Gateway<A> {
         &self.config
     }
 
-    fn admit(&self, peer: &Peer) -> Result<(), &'static str> {
-        match peer {
-            Peer::Ip(address) => {
-                let allow = &self.config.allow;
-                let ip = address.ip().to_canonical();
-                if allow.is_empty() || allow.iter().any(|allowed| allowed.to_canonical() == ip) {
-                    return Ok(());
-                }
-                Err("its address is not on the allow-list")
-            }
-            // Asked for only on abstract sockets; elsewhere the path's mode decides.
-            Peer::Unix { uid: Some(uid), .. } => {
-                let own = rustix::process::geteuid().as_raw();
-                if *uid == 0 || *uid == own || self.config.allow_uids.contains(uid) {
-                    return Ok(());
-                }
-                Err("its user is neither root nor this process's nor on the allow-list")
-            }
-            Peer::Unix { uid: None, .. } | Peer::Unknown => Ok(()),
-        }
-    }
-
     /// Takes a place among [`Config::max_requests`] for a request, unless all are taken.
     fn take_place(&self) -> bool {
         let is_free = self.requests.fetch_add(1, Ordering::Relaxed) < self.config.max_requests;
@@ -347,16 +352,11 @@ fn is_gone(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::application::{Environ, Error, StartResponse};
-
-    async fn nothing(_: Environ, _: StartResponse) -> Result<&'static str, Error> {
-        Ok("")
-    }
 
     fn admits(list: &str, address: &str) -> bool {
         let config = Config { allow: parse_addresses(list), ..Config::default() };
         let address = SocketAddr::new(address.parse().unwrap(), 9000);
-        Gateway::new(nothing, config).admit(&Peer::Ip(address)).is_ok()
+        config.admit(&Peer::Ip(address)).is_ok()
     }
 
     #[test]
@@ -384,7 +384,7 @@ mod tests {
         let stranger = own + 12_345;
         let admits = |allow_uids, uid| {
             let config = Config { allow_uids, ..Config::default() };
-            Gateway::new(nothing, config).admit(&Peer::Unix { uid, pid: None }).is_ok()
+            config.admit(&Peer::Unix { uid, pid: None }).is_ok()
         };
         assert!(admits(vec![], Some(own)) && admits(vec![], Some(0)) && admits(vec![], None));
         assert!(!admits(vec![], Some(stranger)));

@@ -27,6 +27,7 @@ use super::outlet::Outlet;
 use super::process::{Ending, Process, Started};
 use super::pump::{Moved, Pump};
 use super::queue::Place;
+use super::report::Report;
 use super::stderr::Stderr;
 use crate::application::{Environ, Error, Frame, Frames, Input, InputError};
 use crate::protocol::cgi::{Excerpt, HeadError, ResponseHead};
@@ -499,6 +500,9 @@ impl Running {
             }
         };
         self.exit = Some(exit);
+        if let Some(report) = self.request.environ.extensions().get::<Report>() {
+            report.exited(exit);
+        }
         Poll::Ready(exit)
     }
 

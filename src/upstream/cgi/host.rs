@@ -22,6 +22,7 @@ use super::failure::{Busy, Failure, not_started};
 use super::nph::end_to_end;
 use super::process::{self, Process, Started};
 use super::queue::{self, NoPlace, Place, Places};
+use super::report::Report;
 use super::script::{Finder, Script};
 use super::spawn::{Command, Step};
 use super::stderr::harmless;
@@ -336,7 +337,16 @@ impl Application for Host {
     async fn call(&self, mut environ: Environ, start_response: StartResponse) -> Result<Body, Error> {
         match self.answer(&mut environ, &start_response).await {
             Ok(body) => Ok(body),
-            Err(Refused::Failure(script, failure)) => self.refuse(&environ, &script, &failure, &start_response),
+            Err(Refused::Failure(script, failure)) => {
+                let page = self.refuse(&environ, &script, &failure, &start_response);
+                // A client that is sent on has an answer.
+                if failure.location().is_none()
+                    && let Some(report) = environ.extensions().get::<Report>()
+                {
+                    report.failed(failure);
+                }
+                page
+            }
             Err(Refused::Error(error)) => Err(error),
         }
     }

@@ -71,7 +71,9 @@ mod pump;
 mod clock;
 mod nph;
 mod outlet;
+mod report;
 mod stderr;
 
 pub use config::{Config, ConfigError, RequestBody};
 pub use host::Host;
+pub use report::Report;

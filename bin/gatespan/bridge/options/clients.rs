@@ -6,8 +6,9 @@ use clap::Args;
 use gatespan::address::{Address, Network, Trusted};
 use gatespan::middleware::{AuthorizerConfig, ClientAddressConfig, ClientField};
 
-use super::{set, values};
+use super::set;
 use crate::bridge::target;
+use crate::values;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Who the client is, and what it may")]

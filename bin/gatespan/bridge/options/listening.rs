@@ -9,10 +9,10 @@ use gatespan::Options;
 use gatespan::application::{Errors, Log};
 use gatespan::upstream::cgi::spawn::Identity;
 
-use super::values;
 use crate::bridge::Arguments;
+use crate::values;
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Listening")]
 pub(crate) struct Listening {
     /// The mode of a Unix socket: whoever may write to it may send requests
@@ -42,9 +42,10 @@ pub(crate) struct Listening {
     pub(crate) shutdown_timeout: Duration,
 }
 
-impl Arguments {
+impl Listening {
+    /// What follows from these alone.
     pub(crate) fn options(&self) -> Options {
-        let Listening {
+        let Self {
             socket_mode,
             socket_owner,
             allow,
@@ -53,7 +54,7 @@ impl Arguments {
             max_body,
             threads,
             shutdown_timeout,
-        } = &self.listening;
+        } = self;
         let mut options = Options::default();
         options.listen.socket_mode = *socket_mode;
         options.listen.socket_owner = (socket_owner.map(|(user, _)| user), socket_owner.and_then(|(_, group)| group));
@@ -64,14 +65,21 @@ impl Arguments {
         options.fastcgi.allow_uids.clone_from(allow_users);
         options.fastcgi.max_connections = *max_connections;
         options.fastcgi.shutdown_timeout = *shutdown_timeout;
-        // Routes are looked for in PATH_INFO, where the stock parameters of web servers have no path.
-        let routed = (!self.routes.is_empty()).then(Vec::new);
-        options.fastcgi.script_name = self.script_name.clone().map(String::into_bytes).or(routed);
         options.http.max_connections = *max_connections;
         options.http.shutdown_timeout = *shutdown_timeout;
         options.http.max_body = *max_body;
-        options.http.script_name = self.script_name.clone().map(String::into_bytes);
         options.http.errors = Errors::new(Arc::new(Tracing));
+        options
+    }
+}
+
+impl Arguments {
+    pub(crate) fn options(&self) -> Options {
+        let mut options = self.listening.options();
+        // Routes are looked for in PATH_INFO, where the stock parameters of web servers have no path.
+        let routed = (!self.routes.is_empty()).then(Vec::new);
+        options.fastcgi.script_name = self.script_name.clone().map(String::into_bytes).or(routed);
+        options.http.script_name = self.script_name.clone().map(String::into_bytes);
         options
     }
 }

@@ -9,9 +9,10 @@ use clap::{Args, ValueEnum};
 use gatespan::upstream::cgi;
 use gatespan::upstream::cgi::spawn::Identity;
 
-use super::{set, values};
+use super::set;
 use crate::bridge::Arguments;
 use crate::bridge::roots::{self, Root};
+use crate::values;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Scripts (cgi:, fastcgi:)")]

@@ -11,8 +11,9 @@ use gatespan::protocol::fastcgi::Role;
 use gatespan::upstream::{fastcgi, http};
 
 use super::scripts::RequestBody;
-use super::{OnOff, set, values};
+use super::{OnOff, set};
 use crate::bridge::{Arguments, target};
+use crate::values;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Servers (fastcgi:, http:, https:)")]
