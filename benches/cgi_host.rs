@@ -21,7 +21,7 @@ use gatespan::application::Variables;
 use gatespan::application::driver::call;
 use gatespan::upstream::cgi::process::{Input, Process, Settings};
 use gatespan::upstream::cgi::spawn;
-use gatespan::upstream::cgi::watcher::Watcher;
+use gatespan::upstream::watcher::Watcher;
 use gatespan::upstream::cgi::{Config, Host};
 use tokio::io::AsyncReadExt;
 
