@@ -21,8 +21,8 @@ use gatespan::application::Variables;
 use gatespan::application::driver::call;
 use gatespan::upstream::cgi::process::{Input, Process, Settings};
 use gatespan::upstream::cgi::spawn;
-use gatespan::upstream::watcher::Watcher;
 use gatespan::upstream::cgi::{Config, Host};
+use gatespan::upstream::watcher::Watcher;
 use tokio::io::AsyncReadExt;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -226,12 +226,13 @@ fn check(answer: &[u8], status: std::process::ExitStatus) -> Result<()> {
     }
 }
 
-/// So many tasks, each running one program after the other, on a runtime with a thread for each processor.
+/// So many tasks, each running one program after the other, on a runtime such as the tool has for scripts.
 fn tasks<F: Future<Output = Result<()>> + Send + 'static>(
     job: &Job,
     one: impl Fn() -> F + Clone + Send + 'static,
 ) -> Result<usize> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let threads = 4 * std::thread::available_parallelism()?.get() + 1;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
     let until = Instant::now() + job.time;
     runtime.block_on(async {
         let mut tasks = tokio::task::JoinSet::new();

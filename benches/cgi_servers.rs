@@ -223,10 +223,12 @@ impl Place {
         lighttpd.arg("-D").arg("-f").arg(file);
         servers.push(Server::on("lighttpd", lighttpd, lighttpd_port)?);
 
+        // More threads in each process than there are clients: where all are busy, its connections that wait for a request are closed.
         let modules = ["mpm_event", "authz_core", "alias", "setenvif", "cgid"]
             .map(|name| format!("LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so\n"));
         let configuration = format!(
             "ServerRoot {folder}\nServerName localhost\nListen 127.0.0.1:{apache_port}\nPidFile {folder}/apache.pid\nDefaultRuntimeDir {folder}\n\
+             ThreadLimit 64\nThreadsPerChild 64\nStartServers 2\nMaxRequestWorkers 128\n\
              ErrorLog {folder}/apache.log\nUser www-data\nGroup www-data\nMutex pthread\n{}MaxKeepAliveRequests 0\nScriptSock {folder}/cgid.sock\n\
              SetEnvIf Request_URI . ap_trust_cgilike_cl=1\n\
              ScriptAlias /cgi-bin/ {folder}/cgi-bin/\n<Directory {folder}/cgi-bin>\n  Require all granted\n</Directory>\n",

@@ -6,6 +6,7 @@
 //! that says how to get it; `--beside PROGRAM` measures another build of the example `hello` too. The servers take turns, since a shared machine is faster at one time than at another: compare figures of one table only.
 
 #[path = "servers/load.rs"]
+#[allow(dead_code, reason = "this benchmark uses a part of it")]
 mod load;
 #[path = "servers/peers.rs"]
 mod peers;

@@ -19,7 +19,7 @@ use tower_service::Service;
 
 pub use crate::application::message::{Answering, Connection, Cut, HttpBody};
 
-use crate::application::message::{Call, Closing};
+use crate::application::message::{Call, Closing, Described};
 use crate::application::target::path_and_query;
 use crate::application::{
     Application, Body, Environ, Error, Errors, Frame, Frames, Headers, Input, InputError, Server, StartResponse,
@@ -33,7 +33,7 @@ use crate::protocol::cgi::{allows_body, default_reason, names};
 /// error of the body. Cheap to clone.
 pub struct EnvironService<A> {
     application: Arc<A>,
-    connection: Connection,
+    connection: Arc<Described>,
     server: Arc<Server>,
     errors: Errors,
     closing: Closing,
@@ -45,7 +45,7 @@ impl<A: Application> EnvironService<A> {
         let server = Server { gateway: "tower", multiprocess: false, ..Server::default() };
         Self {
             application: Arc::new(application),
-            connection: Connection::default(),
+            connection: Arc::new(Connection::default().into()),
             server: Arc::new(server),
             errors: Errors::stderr(),
             closing: Closing::default(),
@@ -55,7 +55,7 @@ impl<A: Application> EnvironService<A> {
     /// The same with something to say about the connection of requests that have no [`Connection`] in their extensions.
     #[must_use]
     pub fn with_connection(mut self, connection: Connection) -> Self {
-        self.connection = connection;
+        self.connection = Arc::new(connection.into());
         self
     }
 
@@ -81,7 +81,7 @@ impl<A> Clone for EnvironService<A> {
 
 impl<A> fmt::Debug for EnvironService<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EnvironService").field("connection", &self.connection).finish_non_exhaustive()
+        f.debug_struct("EnvironService").field("connection", self.connection.connection()).finish_non_exhaustive()
     }
 }
 
@@ -109,7 +109,7 @@ where
             lease: None,
         };
         match request.extensions().get::<Connection>().cloned() {
-            Some(connection) => call.begin(self.application.clone(), request, &connection),
+            Some(connection) => call.begin(self.application.clone(), request, &connection.into()),
             None => call.begin(self.application.clone(), request, &self.connection),
         }
     }

@@ -1,23 +1,30 @@
-//! What was captured from real servers, in each form of exchanges: written, read, and written again.
+//! What was captured and recorded from real servers, in each form of exchanges: written, read, and written again.
 #![cfg(feature = "recording")]
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use gatespan::recording::form::{ExchangeReader, ExchangeWriter, cgi, curl, fastcgi, har, http, json};
+use gatespan::recording::form::{ExchangeReader, ExchangeWriter, Form, cgi, curl, fastcgi, har, http, json, recognise};
 use gatespan::recording::{
-    CaptureReader, Checker, ConnectionId, Describer, Entry, EntryReader, Exchange, Exchanges, InRecords, Spool,
-    Summaries,
+    CaptureReader, Checker, ConnectionId, Describer, Entry, EntryReader, Exchange, Exchanges, InRecords, LogReader,
+    Spool, Summaries,
 };
 
-fn captures() -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/captures");
-    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut captures: Vec<_> =
-        files.filter(|path| path.extension().is_some_and(|end| end == "pcap" || end == "pcapng")).collect();
-    captures.sort();
-    assert!(captures.len() > 5, "{captures:?}");
-    captures
+fn recordings() -> Vec<PathBuf> {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let mut files = Vec::new();
+    for folder in ["captures", "recordings"] {
+        let found = fs::read_dir(fixtures.join(folder)).unwrap().map(|entry| entry.unwrap().path());
+        let is_one = |path: &PathBuf| {
+            path.extension().is_some_and(|end| ["pcap", "pcapng", "recording"].map(OsStr::new).contains(&end))
+        };
+        let before = files.len();
+        files.extend(found.filter(is_one));
+        assert!(files.len() > before + 5, "{files:?}");
+    }
+    files.sort();
+    files
 }
 
 fn entries(mut reader: impl EntryReader, file: &[u8]) -> Vec<Entry> {
@@ -35,7 +42,11 @@ fn entries(mut reader: impl EntryReader, file: &[u8]) -> Vec<Entry> {
 }
 
 fn captured(file: &[u8]) -> Vec<Entry> {
-    entries(InRecords::new(CaptureReader::default()), file)
+    match recognise(file) {
+        Some(Form::Pcap | Form::Pcapng) => entries(InRecords::new(CaptureReader::default()), file),
+        Some(Form::Tap) => entries(InRecords::new(LogReader::new()), file),
+        other => panic!("expected a capture or a recording, got {other:?}"),
+    }
 }
 
 fn exchanges(entries: &[Entry]) -> Vec<Exchange> {
@@ -72,7 +83,7 @@ fn read_http(bytes: &[u8]) -> Vec<Exchange> {
 
 #[test]
 fn what_is_put_together_holds_as_many_bytes_as_what_passed() {
-    for path in captures() {
+    for path in recordings() {
         let entries = captured(&fs::read(&path).unwrap());
         let (mut summaries, mut summed_up) = (Summaries::default(), Vec::new());
         for entry in &entries {
@@ -94,9 +105,9 @@ fn what_is_put_together_holds_as_many_bytes_as_what_passed() {
 }
 
 #[test]
-fn captures_stay_the_same_in_every_form_from_the_second_time_on() {
+fn recordings_stay_the_same_in_every_form_from_the_second_time_on() {
     let folder = tempfile::tempdir().unwrap();
-    for (number, path) in captures().iter().enumerate() {
+    for (number, path) in recordings().iter().enumerate() {
         let all = exchanges(&captured(&fs::read(path).unwrap()));
         let messages = written(&mut http::Writer::default(), &all);
         let read = read_http(&messages);
@@ -125,8 +136,8 @@ fn captures_stay_the_same_in_every_form_from_the_second_time_on() {
 }
 
 #[test]
-fn the_records_of_captures_cut_anywhere_are_never_wrong_in_any_form() {
-    for path in captures() {
+fn the_records_of_recordings_cut_anywhere_are_never_wrong_in_any_form() {
+    for path in recordings() {
         let all = captured(&fs::read(&path).unwrap());
         let bytes = wire(&all);
         let bytes = &bytes[..bytes.len().min(4000)];

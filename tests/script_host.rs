@@ -58,3 +58,20 @@ async fn behind_lighttpd_collecting() {
 async fn behind_its_own_http_server() {
     everything(&scripts::http("gatespan/http", &["--kill-grace", "500ms"])).await;
 }
+
+/// With limits that scripts may run into on purpose.
+const SHORT: Host = Host::Gatespan(&["--head-timeout", "3s", "--read-timeout", "3s", "--kill-grace", "200ms"]);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scripts_that_take_too_long_are_ended_behind_every_front() {
+    let [closed, kept] = ["scripts_closed", "scripts_kept"].map(|fixture| format!("nginx/{fixture}.conf"));
+    let fronts = [
+        scripts::nginx("gatespan/nginx/unix/closed/streamed", SHORT, Socket::Unix, &closed, Pass::AnswersStreamed),
+        scripts::nginx("gatespan/nginx/tcp/kept/buffered", SHORT, Socket::Tcp, &kept, Pass::Collected),
+        scripts::apache("gatespan/apache/unix", SHORT, Socket::Unix),
+        scripts::lighttpd("gatespan/lighttpd/streamed", SHORT, "2"),
+        scripts::lighttpd("gatespan/lighttpd/collected", SHORT, "0"),
+        scripts::http("gatespan/http", &["--head-timeout", "3s", "--read-timeout", "3s", "--kill-grace", "200ms"]),
+    ];
+    futures_util::future::join_all(fronts.iter().map(script_scenes::too_late)).await;
+}

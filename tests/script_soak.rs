@@ -14,7 +14,8 @@ use fastcgi_client::{Client, soon};
 use gatespan::protocol::fastcgi::Role;
 use rustix::process::{Pid, Signal, kill_process};
 use support::client::{Client as HttpClient, Upload};
-use support::process::{Scratch, Server, memory, note};
+use support::large::{self, Passage};
+use support::process::{Scratch, Server, note};
 use support::script_scenes::is_alive;
 use support::scripts::{self, Host, Pass, Socket};
 use support::{Front, pattern};
@@ -30,9 +31,6 @@ const REQUESTS: usize = 10_000;
 
 /// By how much the bridge may have grown, in KiB: what its allocator keeps of the worst moment.
 const GROWTH: u64 = 12 * 1024;
-
-/// The most memory that bodies of 1 GiB may take, in KiB.
-const MEMORY: u64 = 48 * 1024;
 
 /// Numbers that are as good as random and the same each time.
 struct Random(u64);
@@ -249,27 +247,10 @@ async fn ten_thousand_requests_of_which_many_go_wrong_leave_nothing_behind() {
 
 /// 1 GiB each way, with the most memory that the bridge has had.
 async fn large(front: &Front) {
-    const LENGTH: u64 = 1 << 30;
-    let start = Instant::now();
-    let bridge = front.servers.iter().find(|server| server.name() == "host").expect("it is there").pid();
-    let mut client = HttpClient::connect(front.address).await.expect("the server accepts connections");
-    let answer = client.send("POST", "/cgi-bin/misbehaving/count.sh", &[], Upload::Sized(LENGTH)).await;
-    let answer = answer.unwrap_or_else(|error| panic!("{}: {error}", front.name));
-    assert_eq!(answer.text(), format!("{LENGTH}\n"), "{}", front.name);
-    note(front.name, "1 GiB up", start);
-    let start = Instant::now();
-    let mut client = HttpClient::connect(front.address).await.expect("the server accepts connections");
-    let target = format!("/cgi-bin/misbehaving/huge.sh?{LENGTH}");
-    let mut head = client.head("GET", &target, &[], Upload::Nothing).await.expect("a head comes");
-    let mut length = 0;
-    while let Some(piece) = head.next().await.unwrap_or_else(|error| panic!("{}: {error}", front.name)) {
-        length += piece.len() as u64;
-    }
-    assert_eq!(length, LENGTH, "{}", front.name);
-    note(front.name, "1 GiB down", start);
-    let used = memory(bridge);
-    eprintln!("{}: {used} KiB", front.name);
-    assert!(used < MEMORY, "{}: {used} KiB for 1 GiB each way", front.name);
+    let host = front.servers.iter().find(|server| server.name() == "host").expect("it is there");
+    let passage = Passage { name: front.name, address: front.address, process: host.pid() };
+    passage.up("/cgi-bin/misbehaving/count.sh", Upload::Sized(large::LENGTH)).await;
+    passage.down(&format!("/cgi-bin/misbehaving/huge.sh?{}", large::LENGTH)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,6 +5,8 @@
 mod log;
 #[path = "support/scripted.rs"]
 mod scripted;
+#[path = "upstream_fastcgi/field.rs"]
+mod field;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

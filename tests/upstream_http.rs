@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 mod support;
 use support::client::{self, Client, Upload};
 use support::pattern;
-use support::process::{Scratch, Server, free_address, program};
+use support::process::{Scratch, Server, certificate, free_address, program};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// How long anything here may take on a machine that is busy with other things.
@@ -914,18 +914,7 @@ async fn nginx_is_forwarded_to() {
 async fn over_tls_the_server_s_certificate_counts() {
     let scratch = Scratch::new();
     scratch.write("htdocs/small", "small\n");
-    let (key, certificate) = (scratch.path("key.pem"), scratch.path("certificate.pem"));
-    let made = program("/usr/bin/openssl", "openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "30"])
-        .args(["-subj", "/CN=test.example", "-addext", "subjectAltName=DNS:test.example"])
-        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
-        .arg("-keyout")
-        .arg(&key)
-        .arg("-out")
-        .arg(&certificate)
-        .output()
-        .expect("openssl runs");
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let (key, certificate) = certificate(&scratch, "test.example");
     let secure = free_address();
     let server = format!(
         "listen 127.0.0.1:{} ssl; ssl_certificate {}; ssl_certificate_key {};",

@@ -276,3 +276,80 @@ pub(crate) fn http(port: u16, target: &str, end: &[u8], extent: Extent) -> io::R
     };
     drive(extent, request.as_bytes(), open, || (), take, false)
 }
+
+/// What goes over HTTP for a large answer or an upload: the bodies' lengths, in bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Lengths {
+    /// Of the request's body; a request without one is GET.
+    pub(crate) request: usize,
+    /// What the answer's Content-Length has to be.
+    pub(crate) answer: usize,
+}
+
+/// Large answers or uploads over HTTP on kept connections, a thread for each. Gives the number of requests.
+pub(crate) fn http_large(port: u16, target: &str, lengths: Lengths, extent: Extent) -> io::Result<(usize, Duration)> {
+    let method = if lengths.request == 0 { "GET" } else { "POST" };
+    let head = format!(
+        "{method} {target} HTTP/1.1\r\nHost: localhost:8080\r\nContent-Type: application/octet-stream\r\nContent-Length: {}\r\n\r\n",
+        lengths.request
+    );
+    let request = [head.as_bytes(), &vec![b'u'; lengths.request]].concat();
+    let start = Instant::now();
+    let one = || {
+        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
+        let mut buffer = vec![0; 256 * 1024];
+        let mut count = 0;
+        while start.elapsed() < extent.time && count < extent.requests {
+            stream.write_all(&request)?;
+            read_http_answer(&mut stream, &mut buffer, lengths.answer)?;
+            count += 1;
+        }
+        io::Result::Ok(count)
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..extent.connections).map(|_| scope.spawn(one)).collect();
+        let mut count = 0;
+        for thread in threads {
+            count += thread.join().map_err(|_| io::Error::other("a client panicked"))??;
+        }
+        Ok((count, start.elapsed()))
+    })
+}
+
+/// Reads one answer, whose body has to be `len` bytes.
+fn read_http_answer(stream: &mut TcpStream, buffer: &mut [u8], len: usize) -> io::Result<()> {
+    let mut filled = 0;
+    let head_len = loop {
+        let read = stream.read(&mut buffer[filled..])?;
+        filled += read;
+        if let Some(at) = buffer[..filled].windows(4).position(|end| end == b"\r\n\r\n") {
+            break at + 4;
+        }
+        if read == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "expected the head of an answer, got the end"));
+        }
+    };
+    let head = String::from_utf8_lossy(&buffer[..head_len]).to_ascii_lowercase();
+    if !head.starts_with("http/1.1 200 ") || !head.contains(&format!("\r\ncontent-length: {len}\r\n")) {
+        return Err(io::Error::other(format!(
+            "expected 200 and a Content-Length of {len}, got \"{}\"",
+            head.escape_debug()
+        )));
+    }
+    let mut left =
+        len.checked_sub(filled - head_len).ok_or_else(|| io::Error::other("expected an answer, got more"))?;
+    while left > 0 {
+        let read = stream.read(buffer)?;
+        if read == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                format!("expected {left} bytes more, got the end"),
+            ));
+        }
+        left = left.checked_sub(read).ok_or_else(|| io::Error::other("expected an answer, got more"))?;
+    }
+    Ok(())
+}

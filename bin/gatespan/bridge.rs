@@ -66,6 +66,11 @@ pub(crate) fn run_around(
             _ => {}
         };
         let mut options = arguments.options();
+        if !hosts.is_empty() && options.threads.is_none() {
+            // All but one may stand still for scripts, and those wait for something else than a processor now and then.
+            let processors = std::thread::available_parallelism().ok();
+            options.threads = processors.map(|processors| 4 * processors.get() + 1);
+        }
         // Scripts that were cut off have their grace; as a script, this process has one request, and what answered it may finish.
         let grace = arguments.times.kill_grace.unwrap_or(cgi::Config::default().kill_grace);
         let at_most = (!is_script).then(|| grace.saturating_add(Duration::from_secs(1)));

@@ -242,7 +242,10 @@ impl Decoder {
         for summary in self.summaries.end() {
             self.sum_up(&summary)?;
         }
-        if let Form::Table(table) = &self.form {
+        // Nothing in, nothing out.
+        if let Form::Table(table) = &self.form
+            && self.records > 0
+        {
             let mut out = Vec::new();
             table.total(self.records, self.summaries.begun(), self.findings, &mut out);
             self.output.write_all(&out)?;

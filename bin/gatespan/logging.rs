@@ -3,7 +3,10 @@
 use std::io::{self, IsTerminal};
 
 use clap::{ArgAction, Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// The options that every command has.
 #[derive(Debug, Args)]
@@ -36,29 +39,31 @@ impl Arguments {
         self.log_format
     }
 
-    /// Sends the log to standard error from here on. `directive` says what a command leaves out of it, as
-    /// [`EnvFilter`] has it.
-    pub(crate) fn start(&self, directive: &str) {
+    /// Sends the log to standard error from here on. `left_out` is the part of the program that a command tells of by itself.
+    pub(crate) fn start(&self, left_out: Option<&'static str>) {
         // no-color.org: any value but an empty one.
         let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let subscriber = tracing_subscriber::fmt()
-            .with_writer(io::stderr)
-            .with_ansi(io::stderr().is_terminal() && !no_colour)
-            .with_env_filter(EnvFilter::new(format!("{},{directive}", self.level())));
+        let mut shown = self.shown();
+        if let Some(part) = left_out {
+            shown = shown.with_target(part, LevelFilter::OFF);
+        }
+        let shown = tracing_subscriber::registry().with(shown);
+        let lines = fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal() && !no_colour);
         match self.log_format {
-            Form::Text => subscriber.with_target(false).init(),
-            Form::Json => subscriber.json().flatten_event(true).init(),
+            Form::Text => shown.with(lines.with_target(false)).init(),
+            Form::Json => shown.with(lines.json().flatten_event(true)).init(),
         }
     }
 
-    fn level(&self) -> &'static str {
+    fn shown(&self) -> Targets {
+        let all = |level| Targets::new().with_default(level);
         match (self.quiet, self.verbose) {
-            (2.., _) => "off",
-            (1, _) => "error",
-            (_, 0) => "warn,gatespan::serving=info",
-            (_, 1) => "info",
-            (_, 2) => "debug",
-            (_, 3..) => "trace",
+            (2.., _) => all(LevelFilter::OFF),
+            (1, _) => all(LevelFilter::ERROR),
+            (_, 0) => all(LevelFilter::WARN).with_target(SERVING, LevelFilter::INFO),
+            (_, 1) => all(LevelFilter::INFO),
+            (_, 2) => all(LevelFilter::DEBUG),
+            (_, 3..) => all(LevelFilter::TRACE),
         }
     }
 }

@@ -70,8 +70,8 @@ fn main() -> ExitCode {
     }
     let Some(cli) = command_line() else { return ExitCode::FAILURE };
     cli.logging.start(match cli.command {
-        Command::Request(_) => request::QUIET,
-        _ => "",
+        Command::Request(_) => Some(request::LEFT_OUT_OF_THE_LOG),
+        _ => None,
     });
     let result = match cli.command {
         Command::Bridge(arguments) => bridge::run(&arguments, cli.logging.form()),
@@ -99,8 +99,6 @@ fn main() -> ExitCode {
 fn command_line() -> Option<Cli> {
     let words: Vec<OsString> = std::env::args_os().collect();
     let mut tool = Cli::command();
-    // Complete, with the options that all commands have, once for all that is read of it.
-    tool.build();
     let of_a_script = bridge::words_of_a_script(&tool, &words);
     // A worker that a CGI program has started inherits GATEWAY_INTERFACE.
     let is_script = std::env::var_os("GATEWAY_INTERFACE").is_some() && !bridge::is_handed_a_socket();
@@ -109,7 +107,13 @@ fn command_line() -> Option<Cli> {
         return None;
     }
     let parsed = tool.try_get_matches_from_mut(of_a_script.unwrap_or(words));
-    match parsed.and_then(|matches| Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut tool))) {
+    let understood =
+        parsed.and_then(|matches| Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut tool)));
+    if is_script {
+        // It lives for one request, which would only wait while this is taken apart.
+        std::mem::forget(tool);
+    }
+    match understood {
         Ok(cli) => Some(cli),
         // Ends the process with 0 for --help and --version and with 2 for what it does not understand.
         Err(error) if !is_script => error.exit(),

@@ -265,7 +265,7 @@ Exit codes:
   What kept the answer from being complete goes before its status.";
 
 /// What the log leaves out while a request is sent: failures are told by the command itself.
-pub(crate) const QUIET: &str = "gatespan::upstream=off";
+pub(crate) const LEFT_OUT_OF_THE_LOG: &str = "gatespan::upstream";
 
 /// A length of time, in seconds with a fraction too, as curl has it.
 fn seconds(value: &str) -> Result<Duration, String> {

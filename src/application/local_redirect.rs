@@ -8,8 +8,10 @@ use bytes::Bytes;
 /// Where the local redirect of one request is left: a middleware that runs requests again puts one into the environ's extensions,
 /// and an upstream that finds it there hands over the target instead of answering.
 ///
-/// Copies share what they hold. An upstream that set a target answers with an empty response, which nobody is meant to see. Where
-/// there is none in the environ, nobody would run the request again: the upstream sends the client there then, with 302.
+/// Copies share what they hold. An upstream that set a target answers with an empty response, which nobody is meant to see; one of which
+/// something is on its way can't be taken back.
+///
+/// Where there is none in the environ, nobody would run the request again: the upstream sends the client there then, with 302.
 #[derive(Clone, Default)]
 pub struct LocalRedirects {
     target: Arc<Mutex<Option<Bytes>>>,

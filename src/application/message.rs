@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use super::body::Frame;
 use super::callable::Application;
-use super::driver::{self, Response, ResponseBody};
+use super::driver::{self, Answer, Response, ResponseBody};
 use super::environ::{Cancellation, Environ, Peer, Server, Variables};
 use super::error::Error;
 use super::errors::Errors;
@@ -72,6 +72,46 @@ impl Default for Connection {
             server_name: None,
             server_port: None,
         }
+    }
+}
+
+/// A connection, and what the variables say of it as text: the same for all of its requests.
+#[derive(Debug, Clone)]
+pub(crate) struct Described {
+    connection: Connection,
+    remote_addr: Option<String>,
+    remote_port: Option<String>,
+    server_addr: Option<String>,
+    /// Where it is not the request that says it.
+    server_port: Option<String>,
+}
+
+impl From<Connection> for Described {
+    fn from(connection: Connection) -> Self {
+        let (remote_addr, remote_port) = match &connection.peer {
+            Peer::Ip(address) => (Some(address.ip().to_canonical().to_string()), Some(address.port().to_string())),
+            // 4.1.8 asks for one, and the client has none: what nginx says.
+            Peer::Unix { .. } => (Some("unix:".into()), None),
+            Peer::Unknown => (None, None),
+        };
+        let server_addr = connection.local.map(|local| local.ip().to_canonical().to_string());
+        // 4.1.15: the port on which the request came; a Unix socket has none.
+        let server_port = connection.server_port.or(connection.local.map(|local| local.port()));
+        Self {
+            connection,
+            remote_addr,
+            remote_port,
+            server_addr,
+            server_port: server_port.map(|port| port.to_string()),
+        }
+    }
+}
+
+impl Described {
+    /// What it says for itself.
+    #[cfg(feature = "tower")]
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.connection
     }
 }
 
@@ -134,7 +174,8 @@ impl RequestError {
 /// # Errors
 ///
 /// For requests that have no meaning as variables: see [`RequestError`].
-pub(crate) fn variables(head: &Parts, connection: &Connection) -> Result<Variables, RequestError> {
+pub(crate) fn variables(head: &Parts, described: &Described) -> Result<Variables, RequestError> {
+    let connection = &described.connection;
     let target = Target::of(head)?;
     let mut path = decode_path(target.path)?;
     let script_name = connection.script_name.as_slice();
@@ -153,7 +194,7 @@ pub(crate) fn variables(head: &Parts, connection: &Connection) -> Result<Variabl
     pairs.push(names::GATEWAY_INTERFACE, "CGI/1.1");
     pairs.push(names::SERVER_PROTOCOL, protocol(head.version));
     pairs.push(names::SERVER_SOFTWARE, &connection.software);
-    push_server(&mut pairs, host.as_ref(), connection);
+    push_server(&mut pairs, host.as_ref(), described);
     pairs.push(names::REQUEST_SCHEME, if connection.https { "https" } else { "http" });
     if connection.https {
         pairs.push(names::HTTPS, "on");
@@ -164,14 +205,11 @@ pub(crate) fn variables(head: &Parts, connection: &Connection) -> Result<Variabl
     // 4.1.7: it is set even where there is no query.
     pairs.push(names::QUERY_STRING, target.query);
     pairs.push(names::REQUEST_URI, target.origin_form);
-    match &connection.peer {
-        Peer::Ip(address) => {
-            pairs.push(names::REMOTE_ADDR, address.ip().to_canonical().to_string());
-            pairs.push(names::REMOTE_PORT, address.port().to_string());
-        }
-        // 4.1.8 asks for one, and the client has none: what nginx says.
-        Peer::Unix { .. } => pairs.push(names::REMOTE_ADDR, "unix:"),
-        _ => {}
+    if let Some(address) = &described.remote_addr {
+        pairs.push(names::REMOTE_ADDR, address);
+    }
+    if let Some(port) = &described.remote_port {
+        pairs.push(names::REMOTE_PORT, port);
     }
     push_fields(&mut pairs, head, host.as_ref());
     Ok(Variables::from_pairs(pairs))
@@ -273,21 +311,26 @@ fn parse_host(whole: &[u8]) -> Option<Host<'_>> {
     valid.then_some(Host { whole, name, port })
 }
 
-fn push_server(pairs: &mut Pairs, host: Option<&Host<'_>>, connection: &Connection) {
-    let usual_port = if connection.https { 443 } else { 80 };
-    let name = match (host, connection.local.map(|local| local.ip().to_canonical())) {
-        (Some(host), _) => host.name.to_owned(),
-        (None, Some(std::net::IpAddr::V6(address))) => format!("[{address}]"),
-        (None, Some(std::net::IpAddr::V4(address))) => address.to_string(),
-        (None, None) => "localhost".to_owned(),
-    };
-    // 4.1.15: the port on which the request came; a Unix socket has none, so there the one that the client asked for counts.
-    let asked_for = host.and_then(|host| host.port).unwrap_or(usual_port);
-    let port = connection.local.map_or(asked_for, |local| local.port());
-    pairs.push(names::SERVER_NAME, connection.server_name.as_ref().unwrap_or(&name));
-    pairs.push(names::SERVER_PORT, connection.server_port.unwrap_or(port).to_string());
-    if let Some(local) = connection.local {
-        pairs.push(names::SERVER_ADDR, local.ip().to_canonical().to_string());
+fn push_server(pairs: &mut Pairs, host: Option<&Host<'_>>, described: &Described) {
+    let Described { connection, server_addr, server_port, .. } = described;
+    match (&connection.server_name, host, server_addr) {
+        (Some(name), _, _) => pairs.push(names::SERVER_NAME, name),
+        (None, Some(host), _) => pairs.push(names::SERVER_NAME, host.name),
+        (None, None, Some(address)) if address.contains(':') => pairs.push(names::SERVER_NAME, format!("[{address}]")),
+        (None, None, Some(address)) => pairs.push(names::SERVER_NAME, address),
+        (None, None, None) => pairs.push(names::SERVER_NAME, "localhost"),
+    }
+    match server_port {
+        Some(port) => pairs.push(names::SERVER_PORT, port),
+        // Without a port on which it came, the one that the client asked for counts.
+        None => {
+            let usual_port = if connection.https { 443 } else { 80 };
+            let asked_for = host.and_then(|host| host.port).unwrap_or(usual_port);
+            pairs.push(names::SERVER_PORT, asked_for.to_string());
+        }
+    }
+    if let Some(address) = server_addr {
+        pairs.push(names::SERVER_ADDR, address);
     }
 }
 
@@ -297,21 +340,25 @@ fn push_fields(pairs: &mut Pairs, head: &Parts, host: Option<&Host<'_>>) {
     if let Some(host) = host {
         pairs.push("HTTP_HOST", host.whole);
     }
-    for name in head.headers.keys() {
+    let mut before = None;
+    for (name, value) in &head.headers {
         // Host was added from where it counts. The transfer coding is gone by now, and 4.2 wants it gone from here too.
         if matches!(*name, header::TRANSFER_ENCODING | header::HOST) {
             continue;
         }
-        variable.clear();
-        if !cgi::variable_name(name.as_str().as_bytes(), &mut variable) {
+        // The values of one name stand together.
+        if before.replace(name) != Some(name) {
+            variable.clear();
+            if !cgi::variable_name(name.as_str().as_bytes(), &mut variable) {
+                variable.clear();
+            }
+        } else if matches!(*name, header::CONTENT_LENGTH | header::CONTENT_TYPE) {
+            // Both speak of the one body, so that there is one value; `content_length` has seen to it that they agree.
             continue;
         }
-        for value in head.headers.get_all(name) {
+        // A name that is no variable's has none.
+        if !variable.is_empty() {
             pairs.push(&variable, value.as_bytes());
-            // Both speak of the one body, so that there is one value; `content_length` has seen to it that they agree.
-            if matches!(*name, header::CONTENT_LENGTH | header::CONTENT_TYPE) {
-                break;
-            }
         }
     }
 }
@@ -366,7 +413,7 @@ pub(crate) struct Call {
 impl Call {
     /// Calls the application with that request. What is wrong with the request, and what the application fails with before the head,
     /// is answered with a page.
-    pub(crate) fn begin<A, B>(self, application: A, request: http::Request<B>, connection: &Connection) -> Answering
+    pub(crate) fn begin<A, B>(self, application: A, request: http::Request<B>, described: &Described) -> Answering
     where
         A: Application,
         B: http_body::Body<Data: Buf, Error: Into<Box<dyn StdError + Send + Sync>>> + Send + 'static,
@@ -382,7 +429,7 @@ impl Call {
         {
             return self.refuse(&head, &RequestError::TooLarge { announced, limit });
         }
-        let variables = match variables(&head, connection) {
+        let variables = match variables(&head, described) {
             Ok(variables) => variables,
             Err(error) => return self.refuse(&head, &error),
         };
@@ -401,9 +448,8 @@ impl Call {
             .with_request(Role::Responder, self.number, cancellation.clone());
         *environ.extensions_mut() = std::mem::take(&mut head.extensions);
         let request = environ.without_input();
-        let answer = Box::pin(driver::answer(application, environ));
         Answering {
-            state: State::Calling(answer),
+            answer: Answer::new(application, environ),
             exchange: Some(Exchange { request, cancellation, closing: self.closing, _lease: self.lease }),
         }
     }
@@ -425,7 +471,7 @@ impl Call {
         }
         let exchange =
             Exchange { request, cancellation: Cancellation::default(), closing: self.closing, _lease: self.lease };
-        Answering { state: State::Page(Some(Box::new(response))), exchange: Some(exchange) }
+        Answering { answer: Answer::of(response), exchange: Some(exchange) }
     }
 
     pub(crate) fn refuse(self, head: &Parts, error: &RequestError) -> Answering {
@@ -437,13 +483,9 @@ impl Call {
 ///
 /// Dropping it cancels the request's token first and then drops what the application awaits.
 pub struct Answering {
-    state: State,
+    answer: Answer,
+    /// Until the head is there.
     exchange: Option<Exchange>,
-}
-
-enum State {
-    Page(Option<Box<Response>>),
-    Calling(Pin<Box<dyn Future<Output = Response> + Send>>),
 }
 
 /// What outlives the head.
@@ -459,19 +501,15 @@ impl Future for Answering {
     type Output = Result<http::Response<HttpBody>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let response = match &mut self.state {
-            State::Page(response) => response.take().map(|response| *response),
-            State::Calling(answer) => {
-                let response = ready!(answer.as_mut().poll(cx));
-                self.state = State::Page(None);
-                Some(response)
-            }
-        };
-        let (Some(response), Some(exchange)) = (response, self.exchange.take()) else {
+        if self.exchange.is_none() {
             // Polled again after it was ready, which nobody does.
             return Poll::Pending;
-        };
-        Poll::Ready(Ok(to_http(response, exchange)))
+        }
+        let response = ready!(self.answer.poll(cx));
+        match self.exchange.take() {
+            Some(exchange) => Poll::Ready(Ok(to_http(response, exchange))),
+            None => Poll::Pending,
+        }
     }
 }
 
@@ -838,7 +876,7 @@ mod tests {
         if let Some(host) = host {
             request = request.header("host", host);
         }
-        variables(&request.body(()).unwrap().into_parts().0, connection)
+        variables(&request.body(()).unwrap().into_parts().0, &connection.clone().into())
     }
 
     #[test]

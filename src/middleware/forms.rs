@@ -20,7 +20,7 @@ impl Closed {
         self.0.load(Ordering::SeqCst)
     }
 
-    fn increase(&self) {
+    pub(super) fn increase(&self) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
 }

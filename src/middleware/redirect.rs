@@ -1,13 +1,14 @@
 //! Local redirects: a script names another path of the same site, and the server runs the request again there (RFC 3875 6.2.2).
 
 use std::fmt;
+use std::future::poll_fn;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use percent_encoding::percent_decode;
 
-use crate::application::driver::call;
-use crate::application::{Application, Body, Environ, Error, LocalRedirects, StartResponse, VariableError};
+use crate::application::driver::{Response, call};
+use crate::application::{Application, Body, Environ, Error, Head, LocalRedirects, StartResponse, VariableError};
 
 /// Under which path the application answers, and how often a request is run again.
 #[derive(Debug, Clone)]
@@ -70,21 +71,25 @@ pub enum RedirectError {
     /// A target that can't be a path.
     #[error("expected a path without control characters as the target of a local redirect, got \"{0}\"")]
     Target(String),
+    /// Part of the answer is on its way already.
+    #[error("expected a local redirect before any of the response's body, got one after it")]
+    Late,
 }
 
 impl<A: Application> Application for LocalRedirect<A> {
     async fn call(&self, mut environ: Environ, start_response: StartResponse) -> Result<Body, Error> {
+        let original = environ.without_input();
         let redirects = LocalRedirects::new();
         environ.extensions_mut().insert(redirects.clone());
-        let original = environ.without_input();
+        // Nearly no answer is a redirect, so none is held up: its head is set already, and replaced if need be.
+        let mut answer = self.application.call(environ, start_response.clone()).await;
         let mut chain = Vec::new();
-        let mut response = call(self.application.clone(), environ).await;
         let mut from: Option<Environ> = None;
         loop {
-            let Some(target) = redirects.take() else { return response?.pass_on(&start_response) };
-            if let Ok(mut response) = response {
+            let Some(target) = redirects.take() else { return answer };
+            if let Ok(mut body) = answer {
                 // Nobody is meant to see it.
-                response.body.close().await;
+                poll_fn(|cx| body.poll_close(cx)).await;
             }
             let before = from.as_ref().unwrap_or(&original);
             chain.push(before.target().escape_ascii().to_string());
@@ -94,12 +99,21 @@ impl<A: Application> Application for LocalRedirect<A> {
                 return Err(Error::new(error).with_status(508));
             }
             match self.redirected(&original, before, &target)? {
-                Some(again) => {
-                    response = call(self.application.clone(), again.without_input()).await;
+                Some(mut again) => {
+                    again.extensions_mut().insert(redirects.clone());
+                    let response = call(self.application.clone(), again.without_input()).await;
                     from = Some(again);
+                    answer = match response {
+                        Ok(Response { head: Head { status, headers }, body }) => {
+                            let replaced = start_response.restart(status, headers, Error::new(RedirectError::Late));
+                            replaced.map(|_| body.into())
+                        }
+                        Err(error) => Err(error),
+                    };
                 }
                 None => {
-                    start_response.start("302 Found", [(&b"Location"[..], &target[..])])?;
+                    let location = [(&b"Location"[..], &target[..])];
+                    start_response.restart("302 Found", location, Error::new(RedirectError::Late))?;
                     return Ok(Body::empty());
                 }
             }
@@ -219,11 +233,11 @@ impl<A> fmt::Debug for LocalRedirect<A> {
 mod tests {
     use std::sync::Mutex;
 
-    use super::super::forms::{counted_request, forms, request, text_of};
+    use super::super::forms::{Closed, counted_request, forms, request, text_of};
     use super::*;
     use crate::application::{AnyApplication, Input};
 
-    /// Leaves for the target in the query as long as there is one, and closes the response that nobody sees; otherwise the application answers.
+    /// Leaves for the target in the query as long as there is one, with a response that nobody sees; otherwise the application answers.
     fn leaving(application: AnyApplication) -> impl Application {
         move |environ: Environ, start_response: StartResponse| {
             let application = application.clone();
@@ -231,6 +245,9 @@ mod tests {
                 if let Some(target) = environ.query_string().strip_prefix(b"to=") {
                     let target: Vec<u8> = percent_decode(target).collect();
                     environ.extensions().get::<LocalRedirects>().expect("somebody follows").set(target);
+                    start_response.start("200 OK", [("X-Nobody", "sees this")])?;
+                    let closed = environ.extensions().get::<Closed>().cloned().unwrap_or_default();
+                    return Ok(Body::empty().on_close(move || closed.increase()));
                 }
                 application.call(environ, start_response).await
             }
@@ -255,6 +272,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_on_its_way_is_not_replaced() {
+        async fn writes(environ: Environ, start_response: StartResponse) -> Result<Body, Error> {
+            let mut write = start_response.start("200 OK", ())?;
+            write.write("a").await?;
+            write.write("b").await?;
+            environ.extensions().get::<LocalRedirects>().expect("somebody follows").set("/c");
+            Ok(Body::empty())
+        }
+        let mut response = call(local_redirect(writes, Redirects::default()), request("/start")).await.unwrap();
+        let error = loop {
+            match response.body.next().await {
+                Some(Err(error)) => break error,
+                part => assert!(matches!(part, Some(Ok(_)))),
+            }
+        };
+        assert!(error.to_string().contains("before any of the response's body"), "{error}");
+    }
+
+    #[tokio::test]
     async fn without_a_redirect_nothing_changes() {
         for (form, app) in forms() {
             let (environ, closed) = counted_request("/a");
@@ -270,9 +306,7 @@ mod tests {
         let app = leaving(AnyApplication::new(move |mut environ: Environ, start_response: StartResponse| {
             let sees = sees.clone();
             async move {
-                // The first leaves its body unread.
-                let is_redirect = environ.query_string().starts_with(b"to=");
-                let body = if is_redirect { Bytes::new() } else { environ.input().read_to_end(99).await? };
+                let body = environ.input().read_to_end(99).await?;
                 *sees.lock().unwrap() = Some((environ, body));
                 start_response.start("200 OK", [("Set-Cookie", "a=1")])?;
                 Ok("")

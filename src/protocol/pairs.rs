@@ -11,7 +11,6 @@ use bytes::Bytes;
 ///
 /// What arrived on the wire stays in the buffer in which it arrived; what is added later goes into a second buffer.
 /// An offset at or past the end of the first counts on into the second.
-#[derive(Clone)]
 pub struct Pairs {
     wire: Bytes,
     added: Vec<u8>,
@@ -210,6 +209,19 @@ impl Span {
             value_start: value as u32,
             value_len: (end - value) as u32,
         }
+    }
+}
+
+/// With some room, since most copies are made to be added to.
+impl Clone for Pairs {
+    fn clone(&self) -> Self {
+        const ROOM: (usize, usize) = (4, 128);
+        let Self { wire, added, spans, in_order } = self;
+        let mut copy = Self::with_capacity(spans.len() + ROOM.0, added.len() + ROOM.1);
+        (copy.wire, copy.in_order) = (wire.clone(), *in_order);
+        copy.added.extend_from_slice(added);
+        copy.spans.extend_from_slice(spans);
+        copy
     }
 }
 

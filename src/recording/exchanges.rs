@@ -296,7 +296,7 @@ impl ExchangeRecords<'_> {
                     let [role_1, role_0] = u16::from(exchange.role).to_be_bytes();
                     let body = vec![role_1, role_0, exchange.flags, 0, 0, 0, 0, 0];
                     let pairs = Contents::lay_out(exchange.params.iter(), usize::MAX).map_err(io::Error::other)?;
-                    let contents = pairs.iter().chain([Bytes::new()]).collect();
+                    let contents = pairs.iter().map(Bytes::copy_from_slice).chain([Bytes::new()]).collect();
                     (RecordType::BeginRequest, body, Some(Step::Params(contents, 0)))
                 }
                 Step::Params(contents, at) => match contents.get(*at) {

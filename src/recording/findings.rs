@@ -299,6 +299,8 @@ impl Checker {
     fn closed(&mut self, connection: ConnectionId, findings: &mut Vec<Finding>) {
         let requests = self.requests.take(of_connection(connection));
         let Some(state) = self.connections.remove(&connection) else { return };
+        // The web server may have gone on with a request before it saw that.
+        self.connections.insert(connection, Connection { is_uncertain: true, ..Connection::default() });
         // Once the web server has closed, there is nothing to keep, and what was running is given up.
         if state.web_server_has_closed || state.is_uncertain {
             return;
@@ -675,6 +677,21 @@ mod tests {
         for ((clause, text), (expected_clause, expected)) in found(&open, true).iter().zip(expected) {
             assert!(*clause == expected_clause && text.starts_with(expected), "{clause} {text}");
         }
+        // What the web server has sent meanwhile can't be held against it.
+        let mut checker = Checker::default();
+        let mut reader = form::fastcgi::Reader::default();
+        reader.receive(&bytes(&[
+            (1, 1, &[0, 1, 0, 0, 0, 0, 0, 0]),
+            (4, 1, b""),
+            (6, 1, b""),
+            (3, 1, END),
+            (5, 1, b"x"),
+        ]));
+        let mut entries: Vec<Entry> = std::iter::from_fn(|| reader.next().unwrap()).collect();
+        let closed = Passed::Ended { direction: Direction::ToWebServer };
+        entries.insert(4, Entry { passed: closed, ..entries[0].clone() });
+        assert_eq!(entries.iter().flat_map(|entry| checker.check(entry)).collect::<Vec<_>>(), []);
+
         let mut reader = form::fastcgi::Reader::one_way(Direction::ToWebServer);
         reader.receive(&open);
         let wrong_way = Checker::default().check(&reader.next().unwrap().unwrap());

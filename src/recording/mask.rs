@@ -409,8 +409,8 @@ enum Line {
     First,
     /// At the beginning of a further line, after a value that was masked or not.
     Start { was_masked: bool },
-    /// After a CR there.
-    EmptyLine,
+    /// After a carriage return there, which a line feed makes an empty line of.
+    CarriageReturn,
     /// In a header's name.
     Name,
     /// In its value.
@@ -431,7 +431,7 @@ impl Head {
             let (len, is_masked, next) = match self.line {
                 Line::Body => (within.len(), !shown.bodies, Line::Body),
                 Line::First | Line::Start { .. } if *first == b'\n' => (1, false, Line::Body),
-                Line::First | Line::Start { .. } if *first == b'\r' => (1, false, Line::EmptyLine),
+                Line::First | Line::Start { .. } if *first == b'\r' => (1, false, Line::CarriageReturn),
                 Line::Start { was_masked } if matches!(first, b' ' | b'\t') => {
                     (0, false, Line::Value { is_masked: was_masked })
                 }
@@ -439,9 +439,9 @@ impl Head {
                     self.name.clear();
                     (0, false, Line::Name)
                 }
-                Line::EmptyLine if *first == b'\n' => (1, false, Line::Body),
+                Line::CarriageReturn if *first == b'\n' => (1, false, Line::Body),
                 // What has begun as no head does is a body from here on.
-                Line::EmptyLine => (0, false, Line::Body),
+                Line::CarriageReturn => (0, false, Line::Body),
                 Line::Name => {
                     let end = within.iter().position(|byte| !is_token(*byte));
                     let name = &within[..end.unwrap_or(within.len())];
@@ -489,20 +489,30 @@ fn is_masked(name: &[u8], shown: Shown) -> bool {
     if name.len() > MAX_NAME_LEN {
         return shown != Shown::ALL;
     }
-    (!shown.cookies && has_word(name, "COOKIE"))
-        || (!shown.authorization && SECRET_WORDS.iter().any(|word| has_word(name, word)))
+    // Every variable of every request comes by here, and nearly all have no such word: one look at each byte.
+    name.iter().enumerate().any(|(at, first)| {
+        let words: &[&str] = match first.to_ascii_uppercase() {
+            b'C' if !shown.cookies => &["COOKIE"],
+            _ if shown.authorization => return false,
+            b'A' => &SECRET_WORDS[..3],
+            b'P' => &SECRET_WORDS[3..6],
+            b'S' => &SECRET_WORDS[6..7],
+            b'T' => &SECRET_WORDS[7..],
+            _ => return false,
+        };
+        words.iter().any(|word| begins_with(&name[at..], word.as_bytes()))
+    })
 }
 
-fn has_word(name: &[u8], word: &str) -> bool {
-    let word = word.as_bytes();
-    let is_same = |byte: &u8| if *byte == b'-' { b'_' } else { byte.to_ascii_uppercase() };
-    name.windows(word.len())
-        .any(|part| is_same(&part[0]) == word[0] && part.iter().map(is_same).eq(word.iter().copied()))
+/// Whether a name goes on with a word, in any case, `-` and `_` being the same.
+fn begins_with(name: &[u8], word: &[u8]) -> bool {
+    let is_same = |byte: u8| if byte == b'-' { b'_' } else { byte.to_ascii_uppercase() };
+    name.len() >= word.len() && name.iter().zip(word).all(|(byte, expected)| is_same(*byte) == *expected)
 }
 
-/// What the names of variables and headers have in them whose values prove who somebody is.
+/// What the names of variables and headers have in them whose values prove who somebody is, by their first letters.
 pub const SECRET_WORDS: [&str; 8] =
-    ["AUTHORIZATION", "PHP_AUTH_", "PASSWORD", "PASSWD", "SECRET", "TOKEN", "API_KEY", "APIKEY"];
+    ["AUTHORIZATION", "API_KEY", "APIKEY", "PHP_AUTH_", "PASSWORD", "PASSWD", "SECRET", "TOKEN"];
 
 /// The longest name that is looked at; the value of a longer one is masked.
 pub const MAX_NAME_LEN: usize = 256;
@@ -606,6 +616,31 @@ mod tests {
         let pairs = |value| [("HTTP_COOKIE", value), ("A", "")];
         let kept = masked(Shown::default(), TO_APPLICATION, &request(&pairs(&long), b""));
         assert_eq!(kept, request(&pairs(&"*".repeat(long.len())), b""));
+    }
+
+    #[test]
+    fn every_word_is_found_wherever_it_stands_and_in_any_case() {
+        let all = Shown::default();
+        for word in SECRET_WORDS.into_iter().chain(["COOKIE"]) {
+            for name in
+                [word.to_owned(), format!("HTTP_X_{word}"), format!("x-{}-y", word.to_lowercase().replace('_', "-"))]
+            {
+                assert!(is_masked(name.as_bytes(), all) && !is_masked(name.as_bytes(), Shown::ALL), "{name}");
+            }
+            assert!(!is_masked(&word.as_bytes()[..word.len() - 1], all), "{word}");
+        }
+        for name in [
+            "HTTP_ACCEPT",
+            "AUTH_TYPE",
+            "CONTENT_TYPE",
+            "HTTP_COOKI",
+            "PATH_TRANSLATED",
+            "SCRIPT_NAME",
+            "REMOTE_USER",
+            "",
+        ] {
+            assert!(!is_masked(name.as_bytes(), all), "{name}");
+        }
     }
 
     #[test]

@@ -57,6 +57,14 @@ async fn conformance(mut environ: Environ, start_response: StartResponse) -> Res
             start_response.start("200 OK", [TEXT, ("X-Memory", &memory())])?;
             Ok(line.into())
         }
+        // The body's length.
+        "count" => {
+            let mut length = 0;
+            while let Some(chunk) = environ.input().chunk().await? {
+                length += chunk.len();
+            }
+            plain(format!("{length}\n"))
+        }
         // The body, while it is being read.
         "echo" => {
             start_response.start("200 OK", [BINARY])?;

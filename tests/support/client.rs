@@ -23,6 +23,8 @@ use super::pattern;
 
 /// How long any one step of an exchange may take before it counts as hanging.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How many bytes of an upload go up in a second at the least, on a machine that has other things to do.
+const BYTES_A_SECOND: u64 = 8_000_000;
 /// How much of an answer's body is kept; of all of it, the length and the digest are.
 const KEPT: usize = 1024 * 1024;
 
@@ -100,6 +102,10 @@ impl Client {
         if let Upload::Sized(length) = upload {
             request = request.header(CONTENT_LENGTH, length);
         }
+        let patience = match upload {
+            Upload::Sized(length) | Upload::Chunked(length) => PATIENCE + Duration::from_secs(length / BYTES_A_SECOND),
+            Upload::Nothing | Upload::Text(_) => PATIENCE,
+        };
         let body = match upload {
             Upload::Nothing => Empty::new().boxed_unsync(),
             Upload::Text(text) => Full::from(text).boxed_unsync(),
@@ -110,7 +116,8 @@ impl Client {
         };
         let request = request.body(body).map_err(|error| error.to_string())?;
         within("a free connection", self.sender.ready()).await?.map_err(|error| error.to_string())?;
-        let response = within("an answer", self.sender.send_request(request)).await?;
+        let response = timeout(patience, self.sender.send_request(request)).await;
+        let response = response.map_err(|_| format!("{HANGS}an answer"))?;
         Ok(Head::from(response.map_err(|error| describe(&error))?))
     }
 

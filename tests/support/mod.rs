@@ -4,6 +4,7 @@
 #![allow(unreachable_pub, missing_docs, reason = "a module of a test binary has no outside")]
 
 pub mod client;
+pub mod large;
 pub mod pattern;
 pub mod process;
 pub mod script_scenes;

@@ -250,6 +250,24 @@ pub fn program(path: &str, package: &str) -> Command {
     Command::new(path)
 }
 
+/// A key and a certificate of its own for a host, by name or address.
+pub fn certificate(scratch: &Scratch, host: &str) -> (PathBuf, PathBuf) {
+    let (key, certificate) = (scratch.path("key.pem"), scratch.path("certificate.pem"));
+    let kind = if host.parse::<std::net::IpAddr>().is_ok() { "IP" } else { "DNS" };
+    let made = program("/usr/bin/openssl", "openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "30"])
+        .args(["-subj", &format!("/CN={host}"), "-addext", &format!("subjectAltName={kind}:{host}")])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .arg("-keyout")
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .output()
+        .expect("openssl runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    (key, certificate)
+}
+
 /// The most memory that a process has had resident until now, in KiB.
 pub fn memory(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is running");

@@ -117,6 +117,26 @@ pub async fn leaving(front: &Front) {
     }
 }
 
+/// For a host with short limits: a script without a head is 504, one that stops in the middle of its answer is cut, and neither is left.
+pub async fn too_late(front: &Front) {
+    let marks = ["traps-term-before", "traps-term"].map(|script| (script, mark(front, script)));
+    let [before, between] = marks.each_ref().map(|(script, mark)| format!("/cgi-bin/misbehaving/{script}.sh?{mark}"));
+    let (before, between) = tokio::join!(get(front.address, &before), get(front.address, &between));
+    let before = before.unwrap_or_else(|error| panic!("{}: no head: {error}", front.name));
+    assert_eq!(before.status, 504, "{}: {}", front.name, before.text());
+    let between = between.unwrap_or_else(|error| panic!("{}: no end: {error}", front.name));
+    if front.is("*/lighttpd/collected") {
+        assert_eq!(between.status, 502, "{}: an answer that was cut before any of it was sent", front.name);
+    } else {
+        assert_eq!((between.status, between.text().as_str()), (200, "begun\n"), "{}", front.name);
+        assert!(between.cut.is_some(), "{}: the client can see that it is not whole", front.name);
+    }
+    for (script, mark) in marks {
+        let process = fs::read_to_string(mark).expect("it ran").trim().parse().expect("a process's number");
+        eventually(front, script, || !is_alive(process)).await;
+    }
+}
+
 /// Whether there is such a process that has not ended.
 pub fn is_alive(process: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();

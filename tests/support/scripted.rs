@@ -63,6 +63,10 @@ pub enum Step {
     /// Sends the same for as long as anybody takes it.
     Repeat(Vec<u8>, Duration),
     Sleep(Duration),
+    /// Reads so many bytes, whatever they are.
+    Read(usize),
+    /// Closes its side, and no more.
+    CloseWriting,
     /// Does nothing, for ever.
     Hang,
     /// Reads until the other side closes.
@@ -89,6 +93,8 @@ struct State {
 /// A request as it came.
 #[derive(Debug, Clone, Default)]
 pub struct Recorded {
+    /// All ids that its records had.
+    pub ids: Vec<u16>,
     pub role: AskedRole,
     pub keeps_connection: bool,
     pub params: Vec<(Vec<u8>, Vec<u8>)>,
@@ -194,9 +200,11 @@ async fn run(script: Script, mut stream: DuplexStream, state: &State) -> io::Res
                 }
             },
             Step::Sleep(time) => tokio::time::sleep(time).await,
+            Step::Read(len) => drop(stream.read_exact(&mut vec![0; len]).await?),
+            Step::CloseWriting => stream.shutdown().await?,
             Step::Hang => std::future::pending().await,
             Step::Closed => loop {
-                let (record_type, _, _) = read_record(&mut stream).await?;
+                let (record_type, ..) = read_record(&mut stream).await?;
                 if record_type == RecordType::AbortRequest {
                     state.aborts.fetch_add(1, Ordering::SeqCst);
                 }
@@ -206,8 +214,8 @@ async fn run(script: Script, mut stream: DuplexStream, state: &State) -> io::Res
     Ok(())
 }
 
-/// Reads one record: its type, its content and the length of both with the padding.
-async fn read_record(stream: &mut DuplexStream) -> io::Result<(RecordType, Vec<u8>, usize)> {
+/// Reads one record: its type, its id, its content and the length of both with the padding.
+async fn read_record(stream: &mut DuplexStream) -> io::Result<(RecordType, u16, Vec<u8>, usize)> {
     let mut header = [0; 8];
     stream.read_exact(&mut header).await?;
     let content = usize::from(u16::from_be_bytes([header[4], header[5]]));
@@ -215,13 +223,16 @@ async fn read_record(stream: &mut DuplexStream) -> io::Result<(RecordType, Vec<u
     stream.read_exact(&mut bytes).await?;
     let len = bytes.len();
     bytes.truncate(content);
-    Ok((header[1].into(), bytes, len))
+    Ok((header[1].into(), u16::from_be_bytes([header[2], header[3]]), bytes, len))
 }
 
 async fn request(stream: &mut DuplexStream, until: RecordType, state: &State) -> io::Result<()> {
     let mut request = Recorded::default();
     loop {
-        let (record_type, content, len) = read_record(stream).await?;
+        let (record_type, id, content, len) = read_record(stream).await?;
+        if !request.ids.contains(&id) {
+            request.ids.push(id);
+        }
         request.longest_record = request.longest_record.max(len);
         match record_type {
             RecordType::BeginRequest => {

@@ -71,24 +71,28 @@ pub static TABLE: &[Row] = &[
             "REMOTE_ADDR=127.0.0.1",
             NO_BODY,
         ]))
-        .except(&[("http", lines(&["REQUEST_METHOD=GET", "SCRIPT_NAME=", "PATH_INFO=/app/environ", NO_BODY]), ROOT)]),
-    get_row("no PATH_INFO", "/app").expect(lines(&["SCRIPT_NAME=/app", NO_BODY])).except(&[(
-        "http",
-        lines(&["SCRIPT_NAME=", "PATH_INFO=/app"]),
-        ROOT,
-    )]),
+        .except(&[("http", PLAIN_AT_THE_ROOT, ROOT), (BRIDGED_TO_HTTP, PLAIN_AT_THE_ROOT, ROOT)]),
+    get_row("no PATH_INFO", "/app").expect(lines(&["SCRIPT_NAME=/app", NO_BODY])).except(&[
+        ("http", lines(&["SCRIPT_NAME=", "PATH_INFO=/app"]), ROOT),
+        (BRIDGED_TO_HTTP, lines(&["SCRIPT_NAME=", "PATH_INFO=/app"]), ROOT),
+    ]),
     get_row("a query string stays as it is", "/app/environ?a=1&b=%20x+y&&c=%26")
         .expect(lines(&["QUERY_STRING=a=1&b=%20x+y&&c=%26", NO_BODY])),
     get_row("an encoded path is decoded in PATH_INFO", "/app/environ/a%20b/%C3%A9t%C3%A9")
         .expect(lines(&["PATH_INFO=/environ/a b/été", "REQUEST_URI=/app/environ/a%20b/%C3%A9t%C3%A9"]))
-        .except(&[("http", lines(&["PATH_INFO=/app/environ/a b/été"]), ROOT)]),
+        .except(&[
+            ("http", lines(&["PATH_INFO=/app/environ/a b/été"]), ROOT),
+            (BRIDGED_TO_HTTP, lines(&["PATH_INFO=/app/environ/a b/été"]), ROOT),
+        ]),
     get_row("an encoded slash", "/app/environ/a%2Fb").expect(lines(&["PATH_INFO=/environ/a/b"])).except(&[
+        (BRIDGED_TO_HTTP, lines(&["PATH_INFO=/app/environ/a/b"]), ROOT),
         ("apache/proxy_fcgi", lines(&["PATH_INFO=/environ/a%2Fb"]), "AllowEncodedSlashes NoDecode leaves it encoded"),
         ("http", lines(&["PATH_INFO=/app/environ/a/b"]), ROOT),
     ]),
     get_row("a path of UTF-8 as it is", "/app/environ/été").expect(lines(&["PATH_INFO=/environ/été"])).except(&[
         ("haproxy", status(400), "HAProxy takes only ASCII in a request line"),
         ("http", lines(&["PATH_INFO=/app/environ/été"]), ROOT),
+        (BRIDGED_TO_HTTP, lines(&["PATH_INFO=/app/environ/été"]), ROOT),
     ]),
     get_row("headers become HTTP_ variables", "/app/environ")
         .headers(&[("X-Odd", "a,b;c=\"d e\""), ("Authorization", "Basic YTpi"), ("Accept", "text/*")])
@@ -210,6 +214,12 @@ pub const UNSURE: u16 = 0;
 
 /// How long a request is looked at that is expected to hang.
 const HANGING: Duration = Duration::from_secs(2);
+
+/// A web server, the bridge, and the application as an HTTP server behind it.
+const BRIDGED_TO_HTTP: &str = "*/*/*/http";
+
+/// A plain GET where the application is at the root.
+const PLAIN_AT_THE_ROOT: Expect = lines(&["REQUEST_METHOD=GET", "SCRIPT_NAME=", "PATH_INFO=/app/environ", NO_BODY]);
 
 /// Why a variable is different without a web server in front.
 const ROOT: &str = "without a web server in front, the application is at the root";

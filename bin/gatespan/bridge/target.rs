@@ -32,8 +32,8 @@ pub(super) struct Settings {
     pub(super) params: Vec<(Vec<u8>, Vec<u8>)>,
     /// How many requests share a connection to a FastCGI server.
     pub(super) multiplex: Option<u16>,
-    /// How FastCGI programs are kept running; each target adds which.
-    pub(super) program: ProgramConfig,
+    /// How FastCGI programs are kept running, where there are such; each target adds which.
+    pub(super) program: Option<ProgramConfig>,
     pub(super) http: http::Config,
     pub(super) files: files::Config,
     pub(super) site: site::Config,
@@ -197,7 +197,8 @@ fn servers(endpoint: &Endpoint, beside: Beside<'_>, settings: &Settings) -> anyh
 }
 
 fn program(path: &Path, beside: Beside<'_>, settings: &Settings) -> anyhow::Result<AnyApplication> {
-    let program = ProgramConfig { program: path.into(), ..settings.program.clone() };
+    let config = settings.program.clone().context("a program was not expected")?;
+    let program = ProgramConfig { program: path.into(), ..config };
     in_site(settings.running.start(program, settings.fastcgi(&beside))?, beside, settings)
 }
 

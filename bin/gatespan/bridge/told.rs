@@ -11,11 +11,7 @@ pub(super) fn told(application: AnyApplication) -> impl Application {
     move |environ: Environ, start_response: StartResponse| {
         let (application, request) = (application.clone(), environ.without_input());
         async move {
-            let answer = application.call(environ, start_response).await;
-            if request.server().gateway != "fastcgi" {
-                return answer;
-            }
-            match answer {
+            match application.call(environ, start_response).await {
                 Ok(body) => Ok(Body::frames(Told { body, request })),
                 Err(error) => {
                     let (request_id, status) = (request.request_id(), error.status());

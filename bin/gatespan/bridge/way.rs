@@ -45,10 +45,14 @@ pub(super) fn prepare(arguments: &Arguments, form: Form, running: &target::Runni
         close_on_exec_all()
             .context("the descriptors that this process was started with could not be kept from scripts")?;
     }
-    let mut program = arguments.program_config();
+    // To find out how many processors there are takes a CGI program's time.
+    let mut program = has_programs.then(|| arguments.program_config());
     if has_scripts || has_programs {
         let watcher = Watcher::start().context("the process that watches over scripts could not be started")?;
-        (config.watcher, program.watcher) = (Some(watcher.clone()), Some(watcher));
+        if let Some(program) = &mut program {
+            program.watcher = Some(watcher.clone());
+        }
+        config.watcher = Some(watcher);
     }
     let settings = target::Settings {
         cgi: config,
@@ -92,7 +96,11 @@ pub(super) fn prepare(arguments: &Arguments, form: Form, running: &target::Runni
     if let Some(config) = arguments.clients.client_address() {
         application = AnyApplication::new(client_address(application, config));
     }
-    let named = request_id(told(application));
+    // The web server's log is not this process's, where failures are to be found as well.
+    if matches!(arguments.from, Address::FastCgi(_)) {
+        application = AnyApplication::new(told(application));
+    }
+    let named = request_id(application);
     let named = match arguments.log.request_id {
         OnOff::On => named,
         OnOff::Off => named.without_response_header(),

@@ -57,8 +57,7 @@ mod tests {
     use super::*;
 
     fn cut(line: &str) -> Option<String> {
-        let mut tool = crate::Cli::command();
-        tool.build();
+        let tool = crate::Cli::command();
         let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
         let words = up_to_target(&tool, &words)?;
         Some(words.join(" ".as_ref()).into_string().unwrap())

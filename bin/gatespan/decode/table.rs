@@ -166,3 +166,42 @@ fn printable(text: &str) -> String {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use gatespan::recording::{ConnectionId, Piece, Timestamp};
+
+    use super::*;
+
+    #[test]
+    fn a_line_ends_where_the_terminal_does_and_commands_it_nothing() {
+        let piece = Piece { bytes: b"x"[..].into(), holes: Vec::new() };
+        let passed = Passed::Cut { direction: Direction::ToApplication, piece };
+        let time = Some(Timestamp(1_700_000_000_123_456_000));
+        let entry = Entry { offset: 7, time, connection: ConnectionId(3), passed };
+        let meaning = format!("\u{1b}[31m{}", "é".repeat(100));
+        for (width, is_coloured) in [(Some(90), false), (Some(90), true), (None, false)] {
+            let (mut table, mut out) = (Table::new(is_coloured, width, false), Vec::new());
+            table.entry(&entry, Some(2), &meaning, &[], &mut out);
+            let text = String::from_utf8(out).unwrap();
+            let plain = [BOLD, DIM, CYAN].iter().fold(text.clone(), |text, colour| {
+                text.replace(&format!("\u{1b}[{colour}m"), "").replace("\u{1b}[0m", "")
+            });
+            assert_eq!(plain == text, !is_coloured);
+            let line = plain.lines().nth(1).unwrap();
+            let start = "        7 22:13:20.123456    3    2 -> (cut)                        1     \\u{1b}[31mé";
+            assert!(line.starts_with(start), "{line}");
+            match width {
+                Some(width) => assert!(line.chars().count() == width && line.ends_with('…'), "{line}"),
+                None => assert!(line.ends_with(&"é".repeat(100)), "{line}"),
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_have_their_words() {
+        let mut out = Vec::new();
+        Table::new(false, None, false).total(1, 2, 0, &mut out);
+        assert_eq!(out, b"1 entry, 2 requests, 0 findings\n");
+    }
+}

@@ -159,10 +159,12 @@ impl View {
             return;
         }
         self.now = now().0;
-        let mut running: Vec<Rc<Request>> = self.following.running().cloned().map(Rc::new).collect();
+        let mut running: Vec<&Request> = self.following.running().filter(|request| self.is_wanted(request)).collect();
         running.sort_by_key(|request| std::cmp::Reverse(request.number));
-        let all = running.into_iter().chain(self.over.iter().cloned());
-        self.listed = all.filter(|request| self.is_wanted(request)).collect();
+        // As many as are kept of the others: each is copied, since it still changes.
+        let running = running.into_iter().take(MAX_KEPT).cloned().map(Rc::new);
+        let over = self.over.iter().filter(|request| self.is_wanted(request)).cloned();
+        self.listed = running.chain(over).collect();
         if self.index().is_none() {
             self.selected = None;
         }

@@ -320,7 +320,7 @@ struct Requests<A> {
     gateway: Arc<Gateway<A>>,
     activity: Arc<Activity>,
     server: Arc<Server>,
-    connection: Arc<message::Connection>,
+    connection: message::Described,
     switch: Arc<Switch>,
     count: AtomicU32,
 }
@@ -349,7 +349,7 @@ impl<A: Application> Requests<A> {
             gateway,
             activity,
             server: Arc::new(server),
-            connection: Arc::new(connection),
+            connection: connection.into(),
             switch: Arc::default(),
             count: AtomicU32::new(0),
         }

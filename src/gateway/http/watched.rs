@@ -1,6 +1,7 @@
 //! A connection's stream, watched: for a client that takes nothing, for one that leaves, and for bytes that come.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -69,17 +70,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
 
     /// Reads up to `room` bytes in all; false at the end of the input.
     fn poll_ahead(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<bool>> {
-        let begin = self.ahead.len();
-        self.ahead.resize(room.max(begin), 0);
-        let mut buffer = ReadBuf::new(&mut self.ahead[begin..]);
-        let polled = Pin::new(&mut self.stream).poll_read(cx, &mut buffer);
-        let read = buffer.filled().len();
-        self.ahead.truncate(begin + read);
-        ready!(polled)?;
-        if read > 0 {
+        // Mostly nothing comes, so that nothing is made ready for it.
+        let mut buffer = [MaybeUninit::uninit(); READ_AHEAD];
+        let room = room.saturating_sub(self.ahead.len()).min(READ_AHEAD);
+        let mut buffer = ReadBuf::uninit(&mut buffer[..room]);
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
+        let read = buffer.filled();
+        if !read.is_empty() {
+            self.ahead.extend_from_slice(read);
             self.activity.received();
         }
-        Poll::Ready(Ok(read > 0))
+        Poll::Ready(Ok(!read.is_empty()))
     }
 
     /// Sees to it that a client that has left is noticed by the task that polls.

@@ -334,7 +334,8 @@ impl ResponseHeadDecoder {
     /// Makes the head of the lines read, which lie in `head`, and gets ready for the next one.
     fn finish(&mut self, head: Bytes) -> ResponseHead {
         let status = self.status.take().map(|(code, reason)| Status { code, reason: head.slice(reason) });
-        let mut headers = Pairs::over(head, self.fields.len());
+        // With room for what is added on the way to the client.
+        let mut headers = Pairs::over(head, self.fields.len() + 4);
         for FieldSpan { name, value } in self.fields.drain(..) {
             headers.push_span((name.start, name.len()), (value.start, value.len()));
         }

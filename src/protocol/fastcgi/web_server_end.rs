@@ -191,7 +191,7 @@ impl WebServerEnd {
         let body = BeginRequest { role, keep_connection };
         self.output.put_record(RecordType::BeginRequest, id, &body.encode());
         for content in contents.iter() {
-            self.output.put_stream(RecordType::Params, id, content);
+            self.output.put_stream_slice(RecordType::Params, id, content);
         }
         self.output.put_record(RecordType::Params, id, &[]);
         Ok(id)
@@ -256,7 +256,7 @@ impl WebServerEnd {
         let contents = Contents::lay_out(pairs, limit)?;
         // At most a record's length altogether is at most one record.
         let content = contents.iter().next().unwrap_or_default();
-        self.output.put_record(RecordType::GetValues, RequestId::NULL, &content);
+        self.output.put_record(RecordType::GetValues, RequestId::NULL, content);
         self.values_awaited += 1;
         Ok(())
     }

@@ -214,7 +214,7 @@ impl Stream {
         let next = self.next?;
         let ahead = i64::from(sequence.wrapping_sub(next as u32) as i32);
         // RFC 7323 2.3: a window is at most 2^30 bytes long.
-        (ahead <= MAX_WINDOW).then(|| (next, next.saturating_add_signed(ahead)))
+        (-MAX_WINDOW..=MAX_WINDOW).contains(&ahead).then(|| (next, next.saturating_add_signed(ahead)))
     }
 
     /// Keeps what is new of `range`. Where bytes are there already, the first are kept.

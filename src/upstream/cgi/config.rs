@@ -64,6 +64,10 @@ pub struct Config {
     pub kill_grace: Duration,
     /// Whether processes that a script leaves running are ended when it ends. Default: false, since scripts start services on purpose.
     pub kill_leftovers: bool,
+    /// How long a thread may stand still until a script is over that was quick when it last ran, since to be told of its end would cost as much
+    /// as a small script itself. Threads of the runtime do so too, all but one at a time, and while such a script is executed; what was never run before, or took
+    /// long to be executed, holds up none. With zero no thread of the runtime ever stands still for a script. Default: 1 millisecond.
+    pub standstill: Duration,
     /// How many scripts may run at once. fcgiwrap runs one unless told otherwise, and then one slow script stops them all. Default: 64.
     pub concurrent: usize,
     /// How many processes of one script may run at once. Default: no limit but [`Config::concurrent`].
@@ -130,6 +134,7 @@ impl Default for Config {
             leftover_grace: Duration::from_millis(250),
             kill_grace: Duration::from_secs(5),
             kill_leftovers: false,
+            standstill: Duration::from_millis(1),
             concurrent: 64,
             concurrent_per_script: None,
             queue: 256,

@@ -512,12 +512,17 @@ impl Running {
         if !matches!(self.phase, Phase::Over { .. }) {
             self.phase = Phase::Over { is_excess: false };
         }
-        if self.stdout.is_none() {
+        if self.stdout.is_none() || self.process.as_ref().is_some_and(Process::is_over) {
             // It has mostly exited by now, and needs no task. Whoever waits looks again.
             let _ = self.poll_exit(&mut Context::from_waker(Waker::noop()));
         }
         match self.exit {
             Some(exit) => {
+                self.buffer.clear();
+                let more = self.stdout.as_ref().map(|stdout| stdout.read_now(&mut self.buffer));
+                if self.phase == (Phase::Over { is_excess: true }) && matches!(more, Some(Poll::Ready(Ok(1..)))) {
+                    self.log_excess();
+                }
                 self.exited(exit);
                 self.last_lines();
             }

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::future::poll_fn;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -20,6 +20,7 @@ use super::environment::{self, Rules};
 use super::exchange::{Exchange, Failed, Request};
 use super::failure::{Busy, Failure, not_started};
 use super::nph::end_to_end;
+use super::pace::Pace;
 use super::process::{self, Process, Started};
 use super::queue::{self, NoPlace, Place, Places};
 use super::report::Report;
@@ -116,6 +117,7 @@ impl Host {
         let settings = process::Settings {
             grace: config.kill_grace,
             kill_leftovers: config.kill_leftovers,
+            standstill: config.standstill,
             watcher: config.watcher.clone(),
         };
         Ok(Self { config: Arc::new(config), finder, rules, places, settings })
@@ -259,7 +261,8 @@ impl Host {
         command.directory = directory.map_err(|error| cannot_start("its folder", error.into()))?;
         command.limits = self.config.limits;
         command.identity.clone_from(&self.config.identity);
-        match Process::start_unwatched(command, stdin, &self.settings).await {
+        let pace = Pace::of(script.file.as_os_str().as_bytes());
+        match Process::start_unwatched(command, stdin, &self.settings, pace).await {
             Ok(started) => Ok((started, rest)),
             Err(error) => Err(not_started(&script, error)),
         }

@@ -71,6 +71,7 @@ mod pump;
 mod clock;
 mod nph;
 mod outlet;
+mod pace;
 mod report;
 mod stderr;
 

@@ -14,6 +14,7 @@ use std::task::{Context, Poll, ready};
 use std::thread;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionbio};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
@@ -28,7 +29,9 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
 
 use super::outlet::Outlet;
-use super::spawn::{Command, SpawnError, Step, signal_group, spawn, threads, watched};
+use super::pace::Pace;
+use super::spawn::threads::{self, Standing};
+use super::spawn::{Command, SpawnError, Step, signal_group, spawn, watched};
 use crate::application::for_ever::FOR_EVER;
 use crate::upstream::watcher::{Place, WATCHED, Watcher};
 
@@ -69,13 +72,21 @@ pub struct Settings {
     pub grace: Duration,
     /// Whether what a program leaves behind in its group when it exits is ended too. Off by default.
     pub kill_leftovers: bool,
+    /// How long a thread may stand still until a program is over that was quick when it last ran. With zero no thread of the runtime ever
+    /// stands still for a program. 1 ms by default.
+    pub standstill: Duration,
     /// Who ends the group when this process is killed. Nobody by default.
     pub watcher: Option<Watcher>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { grace: Duration::from_secs(5), kill_leftovers: false, watcher: None }
+        Self {
+            grace: Duration::from_secs(5),
+            kill_leftovers: false,
+            standstill: Duration::from_millis(1),
+            watcher: None,
+        }
     }
 }
 
@@ -88,25 +99,28 @@ impl Process {
     ///
     /// See [`Step`].
     pub async fn start(command: Command, input: Input, settings: &Settings) -> Result<Self, SpawnError> {
-        let (settings, runtime) = (settings.clone(), Handle::current());
-        on_a_thread(move || {
-            let mut started = launch(&command, input, settings, runtime, Told::Beforehand)?;
-            // It was told already: this does not fail.
-            started.process.stdout = started.stdout.into_watched().ok();
-            started.process.stderr = started.stderr.into_watched().ok();
-            Ok(started.process)
-        })
-        .await
+        let pace = Pace::of(command.program.as_bytes());
+        let mut started =
+            start(Launch { command, input, settings: settings.clone(), pace, told: Told::Beforehand }).await?;
+        // It was told already: this does not fail.
+        started.process.stdout = started.stdout.into_watched().ok();
+        started.process.stderr = started.stderr.into_watched().ok();
+        Ok(started.process)
     }
 
-    /// The same, with pipes that the runtime need not be told of.
+    /// The same, with pipes that the runtime need not be told of. A program that is known to be quick may be over when it comes back.
     pub(super) async fn start_unwatched(
         command: Command,
         input: Input,
         settings: &Settings,
+        pace: &'static Pace,
     ) -> Result<Started, SpawnError> {
-        let (settings, runtime) = (settings.clone(), Handle::current());
-        on_a_thread(move || launch(&command, input, settings, runtime, Told::Later)).await
+        start(Launch { command, input, settings: settings.clone(), pace, told: Told::Later }).await
+    }
+
+    /// Whether it is known to have exited.
+    pub(super) fn is_over(&self) -> bool {
+        self.leader.as_ref().is_none_or(|leader| leader.is_over)
     }
 
     /// The number of the process, and of its group.
@@ -130,15 +144,16 @@ impl Process {
     /// would take with it that somebody waits.
     pub(super) fn poll_exited(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<ExitStatus>> {
         if let Some(leader) = &mut self.leader {
-            self.status = Some(ready!(leader.poll_exit(cx))?);
-            if let Some(mut leader) = self.leader.take() {
-                if leader.kill_leftovers {
-                    leader.signal(Signal::TERM);
-                    let deadline = Instant::now() + leader.grace;
-                    leader.runtime.clone().spawn(leader.end_leftovers(deadline));
-                } else {
-                    leader.release();
-                }
+            if !leader.is_over || leader.kill_leftovers {
+                self.status = Some(ready!(leader.poll_exit(cx))?);
+            }
+            if !leader.kill_leftovers {
+                self.status = Some(leader.release()?);
+                self.leader = None;
+            } else if let Some(leader) = self.leader.take() {
+                leader.signal(Signal::TERM);
+                let deadline = Instant::now() + leader.grace;
+                leader.runtime.clone().spawn(leader.end_leftovers(deadline));
             }
         }
         Poll::Ready(self.status.ok_or_else(|| io::ErrorKind::NotFound.into()))
@@ -202,56 +217,74 @@ enum Told {
     Later,
 }
 
-/// Starts a program on a thread that may stand still.
-async fn on_a_thread<T: Send + 'static>(
-    job: impl FnOnce() -> Result<T, SpawnError> + Send + 'static,
-) -> Result<T, SpawnError> {
+/// All that it takes to start a program.
+struct Launch {
+    command: Command,
+    input: Input,
+    settings: Settings,
+    pace: &'static Pace,
+    told: Told,
+}
+
+/// Starts a program, on a thread that may stand still: this one, if it is one that the runtime can spare and the program is quick.
+async fn start(launch: Launch) -> Result<Started, SpawnError> {
+    let runtime = Handle::current();
+    if !launch.settings.standstill.is_zero()
+        && launch.pace.is_executed_quickly()
+        && let Some(_standing) = Standing::of(&runtime)
+    {
+        return launch.run(runtime);
+    }
     let (started, outcome) = oneshot::channel();
-    threads::run(&Handle::current(), move || {
+    threads::run(move || {
         // If nobody waits any more, this drops the process and thereby ends it.
-        drop(started.send(job()));
+        drop(started.send(launch.run(runtime)));
     });
     let lost = || SpawnError { step: Step::Process, source: io::Error::other("the thread that starts it panicked") };
     outcome.await.unwrap_or_else(|_| Err(lost()))
 }
 
-/// Starts a program; the calling thread stands still until it is executed.
-fn launch(
-    command: &Command,
-    input: Input,
-    settings: Settings,
-    runtime: Handle,
-    told: Told,
-) -> Result<Started, SpawnError> {
-    let place = match &settings.watcher {
-        None => None,
-        Some(watcher) => Some(watcher.place().ok_or_else(|| SpawnError {
-            step: Step::Watcher,
-            source: io::Error::other(format!("expected at most {WATCHED} programs at once")),
-        })?),
-    };
-    // All that can fail is done before there is a process.
-    let pipes = Pipes::open(input, &runtime, told).map_err(|source| SpawnError { step: Step::Pipes, source })?;
-    let descriptors = [pipes.input.as_fd(), pipes.output.as_fd(), pipes.errors.as_fd()];
-    let pid = spawn_when_written(command, descriptors, place.as_ref().map(Place::number))?;
-    let process = Process {
-        stdin: pipes.stdin,
-        stdout: None,
-        stderr: None,
-        number: pid.as_raw_nonzero().get().unsigned_abs(),
-        leader: Some(Leader {
+impl Launch {
+    /// The calling thread stands still until the program is executed, and until it is over where that is to be expected.
+    fn run(self, runtime: Handle) -> Result<Started, SpawnError> {
+        let Self { command, input, settings, pace, told } = self;
+        let place = match &settings.watcher {
+            None => None,
+            Some(watcher) => Some(watcher.place().ok_or_else(|| SpawnError {
+                step: Step::Watcher,
+                source: io::Error::other(format!("expected at most {WATCHED} programs at once")),
+            })?),
+        };
+        // Nobody moves its input or its output meanwhile.
+        let can_be_awaited = told == Told::Later && !matches!(input, Input::Pipe) && !settings.standstill.is_zero();
+        // All that can fail is done before there is a process.
+        let pipes = Pipes::open(input, &runtime, told).map_err(|source| SpawnError { step: Step::Pipes, source })?;
+        let Pipes { input, output, errors, stdin, stdout, stderr } = pipes;
+        let descriptors = [input.as_fd(), output.as_fd(), errors.as_fd()];
+        let begun = std::time::Instant::now();
+        let (pid, pidfd) = spawn_when_written(&command, descriptors, place.as_ref().map(Place::number))?;
+        pace.executed(begun.elapsed());
+        // The end of its output is seen only when it alone has the other ends.
+        drop((input, output, errors));
+        let mut leader = Leader {
             pid,
             place,
-            pidfd: None,
+            pidfd: pidfd.map_or(Pidfd::None, Pidfd::Unknown),
             pause: None,
             grace: FOR_EVER.min(settings.grace),
             kill_leftovers: settings.kill_leftovers,
+            is_over: false,
             is_released: false,
             runtime,
-        }),
-        status: None,
-    };
-    Ok(Started { process, stdout: pipes.stdout, stderr: pipes.stderr })
+        };
+        if can_be_awaited && pace.is_awaited() {
+            leader.stand_by(settings.standstill);
+            pace.awaited(leader.is_over);
+        }
+        let number = pid.as_raw_nonzero().get().unsigned_abs();
+        let process = Process { stdin, stdout: None, stderr: None, number, leader: Some(leader), status: None };
+        Ok(Started { process, stdout, stderr })
+    }
 }
 
 /// Starts a program, and tries again for a short while where somebody has it open for writing: whoever has just put it there, or a process
@@ -260,7 +293,7 @@ fn spawn_when_written(
     command: &Command,
     descriptors: [BorrowedFd<'_>; 3],
     slot: Option<&AtomicU32>,
-) -> Result<Pid, SpawnError> {
+) -> Result<(Pid, Option<OwnedFd>), SpawnError> {
     for pause in PAUSES_WHILE_WRITTEN {
         match spawn(command, descriptors, slot) {
             Err(error) if Errno::from_io_error(&error.source) == Some(Errno::TXTBSY) => {
@@ -345,15 +378,26 @@ struct Leader {
     pid: Pid,
     /// Where the watcher finds the group.
     place: Option<Place>,
-    /// Opened only when there is something to wait for.
-    pidfd: Option<AsyncFd<OwnedFd>>,
+    pidfd: Pidfd,
     /// Until the next look at a leader that has no descriptor.
     pause: Option<(Duration, Pin<Box<Sleep>>)>,
     grace: Duration,
     kill_leftovers: bool,
+    /// Whether it is known to have exited.
+    is_over: bool,
     /// Whether it has been waited for.
     is_released: bool,
     runtime: Handle,
+}
+
+/// A descriptor for a leader.
+#[derive(Debug)]
+enum Pidfd {
+    /// Not opened, or not to be had.
+    None,
+    /// The runtime has not been told of it.
+    Unknown(OwnedFd),
+    Watched(AsyncFd<OwnedFd>),
 }
 
 /// The first and the longest pause between two looks at a group, or at a leader that has no descriptor.
@@ -382,8 +426,7 @@ impl Leader {
             if let Some(status) = self.status()? {
                 return Poll::Ready(Ok(status));
             }
-            self.descriptor();
-            if let Some(pidfd) = &self.pidfd {
+            if let Some(pidfd) = self.watch() {
                 ready!(pidfd.poll_read_ready(cx))?.clear_ready();
             } else {
                 // Without descriptors, or before Linux 5.3.
@@ -396,12 +439,37 @@ impl Leader {
         }
     }
 
+    /// Waits until the leader has exited, or so long. The thread stands still meanwhile.
+    fn stand_by(&mut self, limit: Duration) {
+        if let (Some(pidfd), Ok(limit)) = (self.descriptor(), Timespec::try_from(limit)) {
+            // A signal may cut it short: nothing depends on it.
+            self.is_over = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)) == Ok(1);
+        }
+    }
+
     /// A descriptor for the leader.
     fn descriptor(&mut self) -> Option<BorrowedFd<'_>> {
-        if self.pidfd.is_none() {
-            self.pidfd = pidfd_open(self.pid, PidfdFlags::empty()).ok().and_then(|pidfd| watched(pidfd).ok());
+        if let Pidfd::None = self.pidfd {
+            self.pidfd = pidfd_open(self.pid, PidfdFlags::empty()).map_or(Pidfd::None, Pidfd::Unknown);
         }
-        self.pidfd.as_ref().map(|pidfd| pidfd.get_ref().as_fd())
+        match &self.pidfd {
+            Pidfd::None => None,
+            Pidfd::Unknown(pidfd) => Some(pidfd.as_fd()),
+            Pidfd::Watched(pidfd) => Some(pidfd.get_ref().as_fd()),
+        }
+    }
+
+    /// The same when the runtime has been told of it.
+    fn watch(&mut self) -> Option<&AsyncFd<OwnedFd>> {
+        self.descriptor();
+        self.pidfd = match mem::replace(&mut self.pidfd, Pidfd::None) {
+            Pidfd::Unknown(pidfd) => watched(pidfd).map_or(Pidfd::None, Pidfd::Watched),
+            other => other,
+        };
+        match &self.pidfd {
+            Pidfd::Watched(pidfd) => Some(pidfd),
+            _ => None,
+        }
     }
 
     /// Signals the whole group. To be called before the leader is released only.
@@ -415,10 +483,19 @@ impl Leader {
     }
 
     /// Takes leave of a leader that has exited: from now on its number may be another's.
-    fn release(&mut self) {
+    fn release(&mut self) -> io::Result<ExitStatus> {
         self.place = None;
-        while matches!(waitpid(Some(self.pid), WaitOptions::NOHANG), Err(Errno::INTR)) {}
-        self.is_released = true;
+        loop {
+            match waitpid(Some(self.pid), WaitOptions::NOHANG) {
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+                Ok(None) => return Err(io::Error::other("expected a program that has exited, and it has not")),
+                Ok(Some((_, status))) => {
+                    self.is_released = true;
+                    return Ok(ExitStatus::from_raw(status.as_raw()));
+                }
+            }
+        }
     }
 
     /// Ends the group, in the background.
@@ -439,9 +516,8 @@ impl Leader {
             }
             Err(_) => {
                 self.signal(Signal::KILL);
-                let status = self.exit().await?;
-                self.release();
-                Ok(status)
+                self.exit().await?;
+                self.release()
             }
         }
     }
@@ -452,7 +528,7 @@ impl Leader {
         if !can_be_seen {
             return self.end_unseen(deadline).await;
         }
-        self.release();
+        let _ = self.release();
         let [mut pause, longest] = PAUSES;
         while let Some(pidfd) = self.descriptor() {
             // Nobody is left, or nobody whom this process may signal.
@@ -473,7 +549,7 @@ impl Leader {
     async fn end_unseen(mut self, deadline: Instant) {
         sleep_until(deadline).await;
         self.signal(Signal::KILL);
-        self.release();
+        let _ = self.release();
     }
 }
 
@@ -486,7 +562,7 @@ impl Drop for Leader {
         self.signal(Signal::KILL);
         for _ in 0..LAST_LOOKS {
             if let Ok(Some(_)) | Err(_) = self.status() {
-                self.release();
+                let _ = self.release();
                 return;
             }
             thread::sleep(Duration::from_millis(1));

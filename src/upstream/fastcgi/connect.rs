@@ -2,15 +2,15 @@
 
 use std::io::{self, IoSlice};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 
+use super::local::LocalStream;
 use crate::address::Endpoint;
 
 /// A server that connections can be made to.
@@ -59,7 +59,7 @@ async fn connect_unix(address: &SockAddr) -> io::Result<Socket> {
         // Both flags go with the call that makes it.
         let socket = socket2::Socket::new_raw(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
         match socket.connect(address) {
-            Ok(()) => return Ok(Socket::Unix(UnixStream::from_std(OwnedFd::from(socket).into())?)),
+            Ok(()) => return Ok(Socket::Unix(LocalStream::new(socket.into())?)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 drop(socket);
                 tokio::time::sleep(pause).await;
@@ -81,7 +81,7 @@ pub enum Socket {
     /// TCP.
     Tcp(TcpStream),
     /// A Unix socket, with a path or abstract.
-    Unix(UnixStream),
+    Unix(LocalStream),
 }
 
 macro_rules! delegate {

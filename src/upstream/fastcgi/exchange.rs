@@ -32,7 +32,8 @@ pub(super) struct Request {
 
 /// A request on a connection, which aborts it if it is dropped before the end.
 pub(super) struct Exchange<S: Io> {
-    connection: Connection<S>,
+    /// Boxed because it moves to and from the pool.
+    connection: Box<Connection<S>>,
     id: RequestId,
     pub(super) server: Arc<str>,
     /// Boxed because it moves from one connection to the next.
@@ -86,7 +87,7 @@ impl<S: Io> Exchange<S> {
 
     /// Begins a request. Nothing is written before it is polled.
     pub(super) fn new(
-        mut connection: Connection<S>,
+        mut connection: Box<Connection<S>>,
         server: Arc<str>,
         request: Box<Request>,
     ) -> Result<Self, (Cause, Box<Request>)> {
@@ -266,7 +267,7 @@ impl<S: Io> Exchange<S> {
     }
 
     /// The connection of a request that has ended, if another may follow on it.
-    pub(super) fn into_connection(self) -> Option<Connection<S>> {
+    pub(super) fn into_connection(self) -> Option<Box<Connection<S>>> {
         let Self { mut connection, request, write_error, is_odd, over, .. } = self;
         // A server that has answered without waiting for all of the request may still be about to read it.
         let is_complete = over && request.upload.is_done() && write_error.is_none() && !is_odd;

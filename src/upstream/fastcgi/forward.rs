@@ -163,11 +163,11 @@ async fn connect<C: Connect>(
     pool: &Arc<Pool<C>>,
     server: usize,
     config: &Config,
-) -> Result<Connection<C::Stream>, Cause> {
+) -> Result<Box<Connection<C::Stream>>, Cause> {
     match tokio::time::timeout(config.connect_timeout, pool.servers[server].connector.connect()).await {
         Ok(Ok(stream)) => {
             let settings = Settings { max_params_len: config.max_params_len, ..Settings::default() };
-            Ok(Connection::new(stream, settings))
+            Ok(Box::new(Connection::new(stream, settings)))
         }
         Ok(Err(error)) => Err(Cause::Connect(error)),
         Err(_) => Err(Cause::ConnectTimeout(config.connect_timeout)),

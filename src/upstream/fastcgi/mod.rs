@@ -28,6 +28,7 @@
 mod config;
 mod failure;
 mod connect;
+mod local;
 mod forward;
 mod exchange;
 mod upload;
@@ -44,6 +45,7 @@ use std::sync::Arc;
 pub use self::config::{Config, ConfigError, RequestBody};
 pub use self::connect::{Connect, Socket};
 pub use self::failure::{Cause, Failure};
+pub use self::local::LocalStream;
 pub use self::multiplex::{Line, Multiplexed};
 use self::pool::Pool;
 pub use self::programs::{ProgramConfig, ProgramError, Programs};

@@ -68,7 +68,7 @@ struct ServerState<S: Io> {
 }
 
 struct Idle<S: Io> {
-    connection: Connection<S>,
+    connection: Box<Connection<S>>,
     since: Instant,
 }
 
@@ -82,7 +82,7 @@ struct Waiting<S: Io> {
 /// A place at a server, with a connection to it if one was idle.
 struct Grant<S: Io> {
     server: usize,
-    connection: Option<Connection<S>>,
+    connection: Option<Box<Connection<S>>>,
     /// Its place in [`ServerState::unheard`].
     unheard_since: Option<Instant>,
     /// It is the one that [`ServerState::is_probed`] speaks of.
@@ -156,7 +156,7 @@ impl<C: Connect> Pool<C> {
     }
 
     /// Takes a place back, with its connection if the next request may have that.
-    fn release(self: &Arc<Self>, mut grant: Grant<C::Stream>, connection: Option<Connection<C::Stream>>) {
+    fn release(self: &Arc<Self>, mut grant: Grant<C::Stream>, connection: Option<Box<Connection<C::Stream>>>) {
         let index = grant.server;
         let mut state = self.state();
         let now = Instant::now();
@@ -458,7 +458,7 @@ impl<C: Connect> Place<C> {
     }
 
     /// A connection that was idle. It may have been closed by the server in the meantime.
-    pub(super) fn take_connection(&mut self) -> Option<Connection<C::Stream>> {
+    pub(super) fn take_connection(&mut self) -> Option<Box<Connection<C::Stream>>> {
         self.grant.as_mut()?.connection.take()
     }
 
@@ -523,7 +523,7 @@ impl<C: Connect> Place<C> {
     }
 
     /// Gives the place back with a connection that the next request may have.
-    pub(super) fn put_back(mut self, connection: Connection<C::Stream>) {
+    pub(super) fn put_back(mut self, connection: Box<Connection<C::Stream>>) {
         if let Some(grant) = self.grant.take() {
             self.pool.release(grant, Some(connection));
         }

@@ -34,7 +34,7 @@ pub(crate) struct Listening {
     /// The longest request body of HTTP; longer ones are 413. Behind FastCGI and CGI the web server has such a limit [default: none]
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     pub(crate) max_body: Option<u64>,
-    /// Threads that move bytes [default: one for each processor]
+    /// Threads that move bytes [default: one for each processor; where scripts are run four, and one more]
     #[arg(long, value_name = "NUMBER", value_parser = values::at_least_one)]
     pub(crate) threads: Option<usize>,
     /// How long running requests have to finish after SIGTERM or SIGINT; a second signal ends them at once

@@ -309,6 +309,7 @@ fn draw_messages(frame: &mut Frame<'_>, view: &View, area: Rect) {
 const HELP: &str = "\
 Each line is a request, the newest first. Those that run are bold and on top.
 
+  BEGUN    when, UTC
   STATUS   of the response, or what there is instead: cut, none, OVERLOADED;
            with ! something is wrong, which opening the request shows
   BODY     bytes of the response's body so far
