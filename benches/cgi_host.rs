@@ -21,8 +21,8 @@ use gatespan::application::Variables;
 use gatespan::application::driver::call;
 use gatespan::upstream::cgi::process::{Input, Process, Settings};
 use gatespan::upstream::cgi::spawn;
-use gatespan::upstream::cgi::watcher::Watcher;
 use gatespan::upstream::cgi::{Config, Host};
+use gatespan::upstream::watcher::Watcher;
 use tokio::io::AsyncReadExt;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

@@ -136,6 +136,45 @@ fn try_files_leads_to_a_front_controller() {
 }
 
 #[test]
+fn each_route_may_be_a_site_of_its_own() {
+    let (flat, _one) = php("flat");
+    let (front, _two) = php("front");
+    let (to, root) = (format!("fastcgi:{}", text(&flat, "php.sock")), text(&flat, "htdocs"));
+    let blog = format!("/blog=fastcgi:{}", text(&front, "php.sock"));
+    let blog_root = format!("/blog={}", text(&front, "htdocs/public"));
+    let list = "$uri $uri/ /index.php?$args";
+    let bridge =
+        Bridge::start(&[PORT, &to, "--root", &root, "--route", &blog, "--root", &blog_root, "--try-files", list]);
+    assert_eq!(variable(&bridge.body("/info.php"), "DOCUMENT_ROOT"), Some(root));
+    assert_eq!(bridge.body("/blog/articles/y?a=1"), "article y with a=1\n");
+    assert_eq!(status(&bridge.get("/blog/assets/app.js")), 200);
+    assert_eq!(status(&bridge.get("/assets/app.js")), 200, "TO's front controller answers");
+    bridge.stop();
+}
+
+#[test]
+fn a_folder_of_scripts_may_be_a_route_s_own() {
+    let scratch = Scratch::new();
+    let script = |name: &str| {
+        let path = scratch.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n%s' \"$SCRIPT_FILENAME\"\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    script("one/a");
+    script("two/b");
+    script("three/c");
+    let [one, two, three] = ["one/", "two/", "three"].map(|name| text(&scratch, name));
+    let (to, route, root) = (format!("cgi:{one}"), format!("/in=cgi:{two}"), format!("/in={three}"));
+    let bridge = Bridge::start(&[PORT, &to, "--route", &route, "--root", &root]);
+    assert_eq!(bridge.body("/a"), format!("{one}a"));
+    assert_eq!(bridge.body("/in/b"), format!("{two}b"));
+    assert_eq!(bridge.body("/in/c"), format!("{three}/c"));
+    assert_eq!(status(&bridge.get("/c")), 404);
+    bridge.stop();
+}
+
+#[test]
 fn php_in_another_place_is_told_its_own_folder() {
     let (scratch, _fpm) = php("flat");
     let (to, root) = (format!("fastcgi:{}", text(&scratch, "php.sock")), text(&scratch, "htdocs"));
@@ -350,6 +389,69 @@ fn bodies_without_a_length_are_spooled_within_limits_or_streamed() {
     bridge.stop();
 }
 
+#[test]
+fn params_of_ones_own_stand_in_the_place_of_the_request_s() {
+    let scratch = Scratch::new();
+    let (_server, to) = application(&scratch);
+    let bridge =
+        Bridge::start(&[PORT, &to, "--param", "APP_ENV=a b=c", "--param", "SERVER_NAME=own", "--param", "EMPTY="]);
+    let page = body(&get_with(&bridge, "/environ", "App-Env: other\r\n"));
+    for (name, value) in [("APP_ENV", "a b=c"), ("SERVER_NAME", "own"), ("EMPTY", "")] {
+        assert_eq!(variable(&page, name).as_deref(), Some(value), "{name} in {page}");
+    }
+    bridge.stop();
+    let (scratch, _fpm) = php("flat");
+    let (to, root) = (format!("fastcgi:{}", text(&scratch, "php.sock")), text(&scratch, "htdocs"));
+    let bridge = Bridge::start(&[PORT, &to, "--root", &root, "--param", "DOCUMENT_ROOT=/elsewhere"]);
+    assert_eq!(variable(&bridge.body("/info.php"), "DOCUMENT_ROOT").as_deref(), Some("/elsewhere"));
+    bridge.stop();
+}
+
+#[test]
+fn an_authorizer_s_verdict_may_be_the_answer() {
+    let scratch = Scratch::new();
+    let to = format!("fastcgi:exec:{}", scratch.program("authorizer", "authorizer").display());
+    let bridge = Bridge::start(&[PORT, &to, "--workers", "1", "--role", "authorizer"]);
+    assert_eq!(status(&bridge.get("/")), 401);
+    let verdict = get_with(&bridge, "/", "X-Token: swordfish\r\n");
+    assert_eq!((status(&verdict), header(&verdict, "Variable-AUTH_NAME")), (200, Some("alice")), "{verdict}");
+    // Its body is nobody's business.
+    let upload =
+        "POST / HTTP/1.1\r\nHost: h\r\nX-Token: swordfish\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc";
+    assert_eq!(status(&bridge.ask(upload)), 200);
+    bridge.stop();
+    // As a responder it greets.
+    let bridge = Bridge::start(&[PORT, &to, "--workers", "1", "--role", "responder"]);
+    assert_eq!(bridge.body("/"), "Hello, stranger!\n");
+    bridge.stop();
+    // Whoever is asked before others is asked as an authorizer all the same.
+    let (_server, app) = application(&scratch);
+    let options = ["--authorizer", &to, "--workers", "1", "--role", "responder"];
+    let bridge = Bridge::start(&[&[PORT, &app], &options[..]].concat());
+    assert_eq!(status(&bridge.get("/environ")), 401);
+    bridge.stop();
+}
+
+#[test]
+fn a_filter_gets_the_files_of_its_site() {
+    let scratch = Scratch::new();
+    let to = format!("fastcgi:exec:{}", scratch.libfcgi().display());
+    let site = scratch.path("site");
+    fs::create_dir(&site).unwrap();
+    fs::write(site.join("a.txt"), "the file").unwrap();
+    let long = "x".repeat(300_000);
+    fs::write(site.join("long.txt"), &long).unwrap();
+    let root = site.display().to_string();
+    let options = ["--root", &root, "--script-ending", ".txt", "--role", "filter", "--workers", "1"];
+    let bridge = Bridge::start(&[&[PORT, &to], &options[..]].concat());
+    assert_eq!(bridge.body("/a.txt"), "0 8\nTHE FILE");
+    assert_eq!(bridge.body("/long.txt"), format!("0 300000\n{}", long.to_uppercase()));
+    let upload = "POST /a.txt HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc";
+    assert_eq!(body(&bridge.ask(upload)), "3 8\nTHE FILE");
+    assert_eq!(status(&bridge.get("/missing.txt")), 404);
+    bridge.stop();
+}
+
 // FastCGI programs.
 
 #[test]
@@ -396,6 +498,33 @@ fn a_second_signal_leaves_no_program_running() {
     bridge.signal(rustix::process::Signal::TERM);
     assert_eq!(bridge.end(), Some(143));
     assert!(!Path::new("/proc").join(&process).exists(), "process {process} is left");
+}
+
+#[test]
+fn a_bridge_that_is_killed_leaves_no_program_running() {
+    let scratch = Scratch::new();
+    let to = format!("fastcgi:exec:{}", text(&scratch, "cgi-bin/app"));
+    let mut bridge = Bridge::start(&[PORT, &to, "--workers", "3", "--max-requests", "1"]);
+    let process = || variable(&bridge.body("/connection"), "connection").unwrap().split('/').next().unwrap().to_owned();
+    let renewed = process();
+    let programs = || -> Vec<String> {
+        let all =
+            fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap_or_default());
+        let is_one = |pid: &String| {
+            fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|path| path == scratch.path("cgi-bin/app"))
+        };
+        all.filter(is_one).collect()
+    };
+    let began = std::time::Instant::now();
+    while programs().contains(&renewed) || programs().len() < 3 {
+        assert!(began.elapsed() < tool::SOON, "three of them run, and the one that was renewed is gone");
+    }
+    bridge.signal(rustix::process::Signal::KILL);
+    assert_eq!(bridge.end(), None);
+    while !programs().is_empty() {
+        assert!(began.elapsed() < 2 * tool::SOON, "{:?} are left", programs());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
 }
 
 // HTTP servers and folders.
@@ -496,6 +625,16 @@ fn an_authorizer_that_is_gone_lets_nobody_in() {
 }
 
 #[test]
+fn an_authorizer_has_a_time_limit() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let asked = format!("fastcgi://{}", silent.local_addr().unwrap());
+    let bridge = Bridge::start(&[PORT, "app:hello", "--authorizer", &asked, "--authorizer-timeout", "200ms"]);
+    assert_eq!(status(&bridge.get("/")), 504);
+    bridge.log.line("no verdict within 200ms");
+    bridge.stop();
+}
+
+#[test]
 fn the_client_is_whom_a_trusted_proxy_names_and_nobody_else() {
     let client = |options: &[&str], lines: &str| {
         let bridge = Bridge::start(&[&[PORT, "app:environ", "--access-log", "-"], options].concat());
@@ -512,6 +651,99 @@ fn the_client_is_whom_a_trusted_proxy_names_and_nobody_else() {
     assert_eq!(address(&[&trusted[..], &["X-Real-IP"]].concat()), "192.0.2.8");
     assert_eq!(address(&[&trusted[..], &["forwarded"]].concat()), "192.0.2.7");
     assert_eq!(address(&["--trusted-proxy", "10.0.0.1", "--resolve-client", "x-forwarded-for"]), "127.0.0.1");
+}
+
+// Servers that answer badly.
+
+/// What a bad server does with a connection, once it has read what came at first.
+type Manner = fn(TcpStream);
+
+fn says(mut stream: TcpStream, bytes: &[u8]) {
+    let _ = stream.write_all(bytes);
+    // Until the other side has seen enough of it.
+    let _ = stream.read_to_end(&mut Vec::new());
+}
+
+/// A server that behaves so on each connection, for as long as the test runs.
+fn bad_server(manner: Manner) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                let _ = stream.read(&mut [0; 65_536]);
+                manner(stream);
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn each_way_of_answering_badly_has_its_status_and_a_line_under_the_request_s_id() {
+    let refused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let silent: Manner = |stream| says(stream, b"");
+    let garbage: Manner = |stream| says(stream, b"\x00\xff this is nothing that anybody would understand\r\n\r\n");
+    let half_closed: Manner = |mut stream| {
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let _ = stream.read_to_end(&mut Vec::new());
+    };
+    // A byte in a while, and never a whole head.
+    let slow: Manner = |mut stream| {
+        while stream.write_all(b"H").is_ok() && stream.flush().is_ok() {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    };
+    let slow_records: Manner = |mut stream| {
+        while stream.write_all(b"\x01\x06\0\x01\0\x01\0\0X").is_ok() {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    };
+    let oversized: Manner =
+        |stream| says(stream, format!("HTTP/1.1 200 OK\r\nX-Long: {}\r\n\r\n", "x".repeat(1 << 20)).as_bytes());
+    let oversized_records: Manner = |stream| {
+        let mut answer = Vec::new();
+        for _ in 0..20 {
+            answer.extend_from_slice(b"\x01\x06\0\x01\xff\xff\0\0");
+            answer.extend_from_slice(&[b'x'; 0xffff]);
+        }
+        says(stream, &answer);
+    };
+    let served = |manner: Manner| bad_server(manner).to_string();
+    let table = [
+        ("fastcgi", refused.to_string(), 502, "refused"),
+        ("fastcgi", served(silent), 504, "within 400ms"),
+        ("fastcgi", served(slow_records), 504, "within 1s"),
+        ("fastcgi", served(garbage), 502, "expected FastCGI records"),
+        ("fastcgi", served(half_closed), 502, "got the end of the connection after 0 bytes"),
+        ("fastcgi", served(oversized_records), 502, "expected the head of an answer"),
+        ("http", refused.to_string(), 502, "refused"),
+        ("http", served(silent), 504, "has not begun its answer within 400ms"),
+        ("http", served(slow), 504, "within"),
+        ("http", served(garbage), 502, "expected the head of an HTTP answer"),
+        ("http", served(half_closed), 502, "closed the connection before the head"),
+        ("http", served(oversized), 502, "expected the head of an HTTP answer"),
+    ];
+    std::thread::scope(|scope| {
+        for (number, (scheme, address, expected, cause)) in table.into_iter().enumerate() {
+            scope.spawn(move || {
+                let to = format!("{scheme}://{address}");
+                let bridge = Bridge::start(&[PORT, &to, "--head-timeout", "400ms", "--timeout", "1s"]);
+                let id = format!("bad-{number}");
+                let answer = get_with(&bridge, "/", &format!("X-Request-Id: {id}\r\n"));
+                assert_eq!(status(&answer), expected, "{number} {to}: {answer}");
+                assert!(body(&answer).contains(&id), "{number} {to}: {answer}");
+                bridge.log.line(cause);
+                bridge.signal(rustix::process::Signal::TERM);
+                let lines = bridge.log.lines();
+                assert!(
+                    lines.iter().any(|line| line.contains(&id) && line.contains(cause)),
+                    "{number} {to}: {lines:#?}"
+                );
+                assert!(!lines.iter().any(|line| line.contains("panicked")), "{number} {to}: {lines:#?}");
+            });
+        }
+    });
 }
 
 // The command line.
@@ -535,6 +767,12 @@ fn options_without_effect_are_exit_code_2() {
         (&["app:hello", "--resolve-client", "forwarded"], "--trusted-proxy"),
         (&["app:hello", "--trusted-proxy", "::1"], "--trusted-proxy without --resolve-client"),
         (&["app:hello", "--authorizer", "/in=fastcgi:/a"], "prefix of a --route"),
+        (&["app:hello", "--authorizer-timeout", "3s"], "--authorizer"),
+        (&["app:hello", "--authorizer", "fastcgi:/a", "--role", "responder"], "as TO or in a --route"),
+        (&["http://localhost", "--param", "A=b"], "--param is for fastcgi:"),
+        (&["fastcgi:/a", "--param", "A"], "expected NAME=VALUE"),
+        (&["fastcgi:/a", "--role", "filter"], "with --root, whose files are filtered"),
+        (&["fastcgi:/a", "--root", "/blog=/srv"], "there is no --route /blog=…"),
         (&["fastcgi:fd"], "is one to listen on"),
         (&["http://localhost:0"], "the port that a server listens on"),
         (&["fastcgi:/a", "--root", "/", "--try-files", "=404 $uri"], "expected a status as the last"),

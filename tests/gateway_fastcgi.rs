@@ -1364,6 +1364,31 @@ async fn a_shutdown_cuts_what_runs_past_its_limit() {
 }
 
 #[tokio::test]
+async fn the_longest_time_there_is_is_no_limit() {
+    let (application, notify) = slow_or_fast();
+    let longest = Duration::MAX;
+    let config = Config {
+        first_byte_timeout: longest,
+        params_timeout: longest,
+        idle_timeout: longest,
+        write_timeout: longest,
+        linger_timeout: longest,
+        close_timeout: longest,
+        shutdown_timeout: longest,
+        ..config()
+    };
+    let server = start(application, config).await;
+    let mut running = server.connect().await;
+    let slow = running.get("/slow", true);
+    running.flush().await;
+    server.stop.cancel();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    notify.notify_one();
+    assert!(running.answer(slow).await.is_complete());
+    soon(server.served).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn further_connections_wait_while_there_are_as_many_as_may_be() {
     let server = start(hello, Config { max_connections: 2, ..config() }).await;
     let (mut first, mut second, mut third) = (server.connect().await, server.connect().await, server.connect().await);

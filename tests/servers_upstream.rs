@@ -238,14 +238,9 @@ async fn php_cgi_answers() {
     php(Endpoint::Unix(socket), &page(&scratch), 1).await;
 }
 
-/// Builds the program in C.
+/// The program in C.
 fn libfcgi(scratch: &Scratch) -> PathBuf {
-    let path = scratch.path("libfcgi");
-    let mut command = program("/usr/bin/gcc", "gcc");
-    assert!(Path::new("/usr/include/fcgiapp.h").exists(), "run tests/install, or as root: apt-get install libfcgi-dev");
-    command.arg("-O1").arg("-o").arg(&path).arg(Path::new(FIXTURES).join("libfcgi.c")).arg("-lfcgi");
-    assert!(command.status().expect("the compiler starts").success());
-    path
+    scratch.libfcgi()
 }
 
 fn workers(path: impl Into<PathBuf>, workers: usize) -> ProgramConfig {

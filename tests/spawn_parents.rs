@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use gatespan::upstream::cgi::process::{Input, Process, Settings};
 use gatespan::upstream::cgi::spawn::Command;
-use gatespan::upstream::cgi::watcher::Watcher;
+use gatespan::upstream::watcher::Watcher;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::io::AsyncReadExt;
 

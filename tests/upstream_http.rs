@@ -190,6 +190,7 @@ async fn a_request_and_its_answer_pass_as_they_are() {
     .with_input(Input::from_bytes("body"));
     let Response { head, mut body } = call(proxy, environ).await.unwrap();
     assert_eq!((head.status.code(), head.status.reason()), (207, &b"As It Pleases"[..]));
+    assert_eq!(head.headers.all("via").collect::<Vec<_>>(), [b"1.1 gatespan"]);
     assert_eq!(head.headers.all("x-twice").collect::<Vec<_>>(), [b"1", b"2"]);
     let text = String::from_utf8(body.read_to_end(1 << 20).await.unwrap().into()).unwrap();
     for line in [
@@ -205,6 +206,7 @@ async fn a_request_and_its_answer_pass_as_they_are() {
         "HTTP_X_FORWARDED_FOR=192.0.2.1",
         "HTTP_X_FORWARDED_PROTO=http",
         "HTTP_X_FORWARDED_HOST=client.example:8080",
+        "HTTP_VIA=1.1 gatespan",
         "body=body",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
@@ -773,8 +775,9 @@ async fn so_many_at_once_so_many_in_the_queue_and_503_for_the_rest() {
     let error = text_of(&proxy, get("/3")).await.unwrap_err();
     assert_eq!(error.status(), 503);
     assert!(matches!(error.downcast_ref(), Some(Failure::Busy { .. })), "{error}");
+    assert_eq!(error.retry_after(), Some(5));
     let error = within(second).await.unwrap_err();
-    assert_eq!(error.status(), 503);
+    assert_eq!((error.status(), error.retry_after()), (503, Some(5)));
     assert!(matches!(error.downcast_ref(), Some(Failure::QueueTimeout { .. })), "{error}");
 }
 
@@ -806,12 +809,18 @@ async fn through_the_gateway_a_failure_is_a_page_and_one_line_under_one_id() {
 }
 
 #[tokio::test]
-async fn through_the_gateway_a_wish_for_websocket_is_501_and_one_for_h2c_is_left_out() {
-    let address = serve(proxy(serve(echo), Config::default()));
+async fn a_wish_for_websocket_passes_where_the_gateway_can_carry_it_and_one_for_h2c_nowhere() {
+    let proxy = proxy(serve(echo), Config::default());
+    let error =
+        text_of(&proxy, request(&[("HTTP_CONNECTION", "upgrade"), ("HTTP_UPGRADE", "websocket")])).await.unwrap_err();
+    assert_eq!(error.status(), 501);
+    assert!(matches!(error.downcast_ref(), Some(Failure::Upgrade(_))), "{error}");
+    let address = serve(proxy);
     let mut client = Client::connect(address).await.unwrap();
     let upgrade = |to| [("Connection", "Upgrade"), ("Upgrade", to), ("Sec-WebSocket-Version", "13")];
     let answer = client.send("GET", "/", &upgrade("websocket"), Upload::Nothing).await.unwrap();
-    assert_eq!(answer.status, 501);
+    // That server knows no other protocol, and answers as ever.
+    assert_eq!((answer.status, answer.line("HTTP_UPGRADE").as_deref()), (207, Some("websocket")));
     let mut client = Client::connect(address).await.unwrap();
     let answer = client.send("GET", "/", &upgrade("h2c"), Upload::Nothing).await.unwrap();
     assert_eq!(answer.status, 207, "{}", answer.text());

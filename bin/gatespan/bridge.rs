@@ -5,6 +5,7 @@ mod arguments;
 mod options;
 mod checks;
 mod effect;
+mod roots;
 mod way;
 mod target;
 mod builtin;

@@ -16,6 +16,7 @@ use super::error::Error;
 use super::errors::Errors;
 use super::head::{Head, Headers, Status};
 use super::start_response::{Announcement, StartError, StartResponse};
+use super::upgrade::Upgrade;
 use crate::protocol::cgi::allows_body;
 
 /// A response whose head is settled and whose body is still to be pulled.
@@ -61,6 +62,8 @@ pub struct Call {
     /// Of the request, for the log. The response has them as soon as there is one.
     facts: Option<Arc<Facts>>,
     is_head: bool,
+    /// Where the client's connection may be taken over.
+    upgrade: Option<Upgrade>,
     /// What comes of it once it is closed, where nothing is sent of its body. Boxed, since that is seldom.
     outcome: Option<Box<Result<Head, Error>>>,
 }
@@ -71,9 +74,10 @@ impl Call {
         let announcement = Arc::new(Announcement::default());
         let facts = Some(environ.facts().clone());
         let is_head = environ.method() == b"HEAD";
+        let upgrade = environ.extensions().get::<Upgrade>().cloned();
         let start_response = announcement.start_response();
         let state = State::Calling(Box::pin(async move { application.call(environ, start_response).await }));
-        Self { running: Some(Running::new(state, announcement)), facts, is_head, outcome: None }
+        Self { running: Some(Running::new(state, announcement)), facts, is_head, upgrade, outcome: None }
     }
 
     /// What [`call`] waits for. To be called to its end once; until the head is there, it may be dropped and called again.
@@ -89,11 +93,21 @@ impl Call {
     pub fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response, Error>> {
         let Some(running) = &mut self.running else { return Poll::Ready(Err(StartError::Never.into())) };
         if self.outcome.is_none() {
-            let first = ready!(running.poll_first(cx));
+            let first = match running.poll_first(cx) {
+                Poll::Ready(first) => first,
+                // What its client sends comes behind the 101, so that the application may be waiting for just that.
+                Poll::Pending if is_taken_over(self.upgrade.as_ref()) && running.announcement.is_switching() => {
+                    Ok(Some(Frame::Flush))
+                }
+                Poll::Pending => return Poll::Pending,
+            };
             let settled = first.and_then(|first| Ok((running.announcement.send_head()?, first)));
             match settled {
                 Ok((head, first)) if allows_body(head.status.code(), if self.is_head { b"HEAD" } else { b"" }) => {
                     return Poll::Ready(self.with_body(head, first));
+                }
+                Ok((head, first)) if head.status.code() == 101 && is_taken_over(self.upgrade.as_ref()) => {
+                    return Poll::Ready(self.with_connection(head, first));
                 }
                 // Nobody will see what else there is of it.
                 without_body => self.outcome = Some(Box::new(without_body.map(|(head, _)| head))),
@@ -123,6 +137,13 @@ impl Call {
         Ok(Response { head, body })
     }
 
+    /// What the application gives from here on is what the client gets, in a protocol that is not ours.
+    fn with_connection(&mut self, head: Head, first: Option<Frame>) -> Result<Response, Error> {
+        let (running, facts) = (self.running.take().ok_or(StartError::Never)?, self.facts.take());
+        let body = ResponseBody { running, first, file: None, unsent: None, announced: None, facts, over: false };
+        Ok(Response { head, body })
+    }
+
     fn bodiless(&mut self, mut head: Head) -> Result<Response, Error> {
         let announced = head.content_length().map_err(StartError::from)?;
         if !allows_body(head.status.code(), b"") {
@@ -140,6 +161,11 @@ impl Call {
             running.close().await;
         }
     }
+}
+
+/// Whether the application takes the client's connection over.
+fn is_taken_over(upgrade: Option<&Upgrade>) -> bool {
+    upgrade.is_some_and(|upgrade| upgrade.accepted().is_some())
 }
 
 impl fmt::Debug for Call {
@@ -191,6 +217,9 @@ impl Answer {
         let facts = call.facts.take().unwrap_or_else(|| Environ::new(Variables::new()).facts().clone());
         log_failure(facts.errors(), facts.request_id(), "answered with an error page", &error);
         let mut page = error_page(error.status(), facts.request_id(), call.is_head);
+        if let Some(seconds) = error.retry_after() {
+            page.head.headers.push("Retry-After", seconds.to_string());
+        }
         page.body.facts = Some(facts);
         Poll::Ready(page)
     }

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
+use std::time::Duration;
 
 use super::input::InputError;
 
@@ -23,12 +24,13 @@ pub struct Error {
 struct Inner {
     cause: Box<dyn StdError + Send + Sync>,
     status: Option<u16>,
+    retry_after: Option<Duration>,
 }
 
 impl Error {
     /// An error with a message of its own, or around another error.
     pub fn new(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self { inner: Box::new(Inner { cause: cause.into(), status: None }) }
+        Self { inner: Box::new(Inner { cause: cause.into(), status: None, retry_after: None }) }
     }
 
     /// The same error, answered with this status when the head has not been sent.
@@ -47,6 +49,18 @@ impl Error {
             (None, Some(input)) => input.status(),
             (None, None) => 500,
         }
+    }
+
+    /// The same error, on whose page Retry-After says in how long to come again (RFC 9110 10.2.3).
+    #[must_use]
+    pub fn with_retry_after(mut self, after: Duration) -> Self {
+        self.inner.retry_after = Some(after);
+        self
+    }
+
+    /// What Retry-After is to say, in seconds: rounded up, so that nobody comes too early.
+    pub fn retry_after(&self) -> Option<u64> {
+        self.inner.retry_after.map(|after| after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0)))
     }
 
     /// The error it was made from, when that is a `T`.
@@ -115,6 +129,14 @@ mod tests {
     fn a_status_hint_outside_the_errors_is_500() {
         assert_eq!(Error::new("busy").with_status(503).status(), 503);
         assert_eq!(Error::new("odd").with_status(200).status(), 500);
+    }
+
+    #[test]
+    fn a_part_of_a_second_is_waited_for_as_a_whole_one() {
+        let after = |after| Error::new("busy").with_status(503).with_retry_after(after).retry_after();
+        assert_eq!(after(Duration::from_millis(1001)), Some(2));
+        assert_eq!(after(Duration::MAX), Some(u64::MAX));
+        assert_eq!(Error::new("busy").retry_after(), None);
     }
 
     #[test]

@@ -11,6 +11,8 @@ use bytes::{Buf, Bytes, BytesMut};
 use futures_core::Stream;
 use tokio::io::{AsyncRead, ReadBuf};
 
+use super::body::{FileRange, FileReader};
+
 /// The body of a request: a stream of bytes that ends at CONTENT_LENGTH, or where the client ended it.
 ///
 /// Nothing is read ahead of the application beyond a bounded window: one that reads slowly slows its client down. All
@@ -30,6 +32,16 @@ pub struct Input {
 pub trait Source: Send {
     /// The next piece, of any size over zero; `None` at the end.
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, InputError>>>;
+}
+
+/// A file that is read as a body.
+struct FileSource(FileReader);
+
+impl Source for FileSource {
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, InputError>>> {
+        let block = ready!(self.0.poll_block(cx));
+        Poll::Ready(block.map(|block| block.map_err(|error| InputError::Io(io::Error::other(error.to_string())))))
+    }
 }
 
 /// Why the body of a request could not be read.
@@ -95,6 +107,12 @@ impl Input {
     /// and ending before is an error; without one it ends when the source does.
     pub fn from_source(source: impl Source + 'static, length: Option<u64>) -> Self {
         Self { source: Some(Mutex::new(Box::new(source))), remaining: length, ..Self::default() }
+    }
+
+    /// Part of a file as a body, read block by block as it is wanted.
+    pub fn from_file(range: FileRange) -> Self {
+        let len = range.len;
+        Self::from_source(FileSource(FileReader::new(range)), Some(len))
     }
 
     /// The next piece as it came, of any size; `None` at the end. The form that copies nothing.

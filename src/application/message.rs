@@ -29,6 +29,7 @@ use super::error::Error;
 use super::errors::Errors;
 use super::head::{Head, Headers};
 use super::input::{Input, InputError, Source};
+use super::upgrade::Upgrade;
 use crate::protocol::Pairs;
 use crate::protocol::cgi::{self, names};
 use crate::protocol::fastcgi::Role;
@@ -527,9 +528,11 @@ impl fmt::Debug for Answering {
 }
 
 fn to_http(mut response: Response, exchange: Exchange) -> http::Response<HttpBody> {
-    let converted = match response.head.status.code() {
+    let accepted = exchange.request.extensions().get::<Upgrade>().and_then(Upgrade::accepted);
+    let converted = match (response.head.status.code(), accepted) {
+        (101, Some(protocol)) => switching_head(&response.head, protocol),
         // hyper would have it that this is all there is to come.
-        100..200 => Err(Error::new(format!("expected a final status, got \"{}\"", response.head.status))),
+        (100..200, _) => Err(Error::new(format!("expected a final status, got \"{}\"", response.head.status))),
         _ => http_head(&response.head),
     };
     let head = match converted {
@@ -571,6 +574,14 @@ fn http_head(head: &Head) -> Result<HttpHead, Error> {
         insert_reason(&mut extensions, reason);
     }
     Ok(HttpHead { status, headers: header_map(&head.headers)?, extensions })
+}
+
+/// The head of the answer by which the connection is the application's.
+fn switching_head(head: &Head, protocol: Bytes) -> Result<HttpHead, Error> {
+    let mut head = http_head(head)?;
+    head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    head.headers.insert(header::UPGRADE, HeaderValue::from_maybe_shared(protocol)?);
+    Ok(head)
 }
 
 #[cfg(feature = "http")]

@@ -15,6 +15,9 @@ mod class;
 mod blocking;
 mod forwarded;
 mod local_redirect;
+mod upgrade;
+pub(crate) mod conditional;
+pub(crate) mod for_ever;
 pub mod driver;
 #[cfg(any(feature = "http", feature = "tower"))]
 pub(crate) mod message;
@@ -41,3 +44,4 @@ pub use head::{Head, HeadError, Headers, Status};
 pub use input::{BlockingInput, Input, InputError, Lines, Source};
 pub use local_redirect::LocalRedirects;
 pub use start_response::{Event, StartError, StartResponse, Write, WriteError};
+pub use upgrade::Upgrade;

@@ -329,6 +329,11 @@ impl Announcement {
         self.state().head.is_some()
     }
 
+    /// Whether the head is one by which the connection changes hands.
+    pub(super) fn is_switching(&self) -> bool {
+        self.state().head.as_ref().is_some_and(|head| head.status.code() == 101)
+    }
+
     pub(super) fn take_written(&self) -> Option<Bytes> {
         // Mostly there is nothing, and to look costs less than to exchange.
         if !self.has_written.load(Ordering::Acquire) {

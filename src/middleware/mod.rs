@@ -12,6 +12,7 @@ mod client_address;
 mod redirect;
 mod send_file;
 mod request_id;
+mod variables;
 #[cfg(feature = "access-log")]
 mod access_log;
 
@@ -26,6 +27,7 @@ pub use request_id::{RequestId, request_id};
 pub use send_file::{SendFile, SendFileError, SendFileRoots, send_file};
 pub use timeout::{Limits, TimedOut, Timeout, timeout};
 pub use validate::{Breach, Rule, ServerRules, Side, Validate, validate};
+pub use variables::{VariablesError, WithVariables, variables};
 
 #[cfg(test)]
 mod forms;

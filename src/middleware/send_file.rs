@@ -2,19 +2,18 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use percent_encoding::percent_decode;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use crate::application::conditional::{self, Outcome, Validators};
 use crate::application::driver::{Response, call};
 use crate::application::{
     Application, Body, DEFAULT_BLOCK_SIZE, Environ, Error, FileRange, Head, Headers, StartResponse, Status,
@@ -36,7 +35,7 @@ pub struct SendFileRoots {
 /// A path is followed within its folder only (`openat2` with RESOLVE_BENEATH): neither `..` nor a link leads out of it, and only
 /// regular files are sent. The body that the application gave is closed unread. Its other fields stay, Content-Type, Content-Disposition,
 /// Last-Modified and ETag among them; Content-Length is the file's, and Last-Modified and ETag are made where they are missing. An
-/// answer of 200 to GET or HEAD has ranges (one, RFC 9110 14) and conditions (If-None-Match, If-Modified-Since, If-Range); of any
+/// answer of 200 to GET or HEAD has conditions (RFC 9110 13) and to GET a range (one, RFC 9110 14); of any
 /// other status the file is the body as it is. A file that can't be sent is 404, and the log says why.
 ///
 /// ```no_run
@@ -135,11 +134,11 @@ impl<A: Application> Application for SendFile<A> {
         let folders = self.folders.clone();
         // Where a folder is on a slow disk, opening takes as long as it takes.
         let opened = tokio::task::spawn_blocking(move || folders.open(header, &named)).await?;
-        let (file, stamp) = opened.map_err(|error| Error::new(error).with_status(404))?;
+        let (file, metadata) = opened.map_err(|error| Error::new(error).with_status(404))?;
         for name in [SENDFILE, SENDFILE_LIGHTTPD, ACCEL, "Content-Length"] {
             head.headers.remove(name);
         }
-        let range = select(&request, &mut head, &stamp)?;
+        let range = select(&request, &mut head, &metadata)?;
         head.headers.push("Content-Length", range.as_ref().map_or(0, |range| range.len).to_string());
         if head.status.code() == 304 {
             head.headers.remove("Content-Length");
@@ -183,7 +182,7 @@ impl Folders {
         names.find_map(|name| headers.get(name).map(|value| (*name, value.to_vec())))
     }
 
-    fn open(&self, header: &'static str, named: &[u8]) -> Result<(File, Stamp), SendFileError> {
+    fn open(&self, header: &'static str, named: &[u8]) -> Result<(File, Metadata), SendFileError> {
         let text = || named.escape_ascii().to_string();
         let (folder, rest) = match header {
             ACCEL => self.find_accel(named).ok_or_else(|| SendFileError::Elsewhere {
@@ -209,8 +208,7 @@ impl Folders {
         if !metadata.is_file() {
             return Err(SendFileError::NotRegular { header, named: text() });
         }
-        let stamp = Stamp { len: metadata.len(), seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec() };
-        Ok((file, stamp))
+        Ok((file, metadata))
     }
 
     fn find_file(&self, named: &[u8]) -> Option<(&Folder, OsString)> {
@@ -253,27 +251,6 @@ fn open_beneath(folder: &Folder, path: &OsStr) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat2(&folder.descriptor, path, flags, Mode::empty(), resolve)
 }
 
-/// By what one version of a file is told from another.
-struct Stamp {
-    len: u64,
-    seconds: i64,
-    nanoseconds: i64,
-}
-
-impl Stamp {
-    fn etag(&self) -> String {
-        format!("\"{:x}.{:x}-{:x}\"", self.seconds, self.nanoseconds, self.len)
-    }
-
-    /// The date, where HTTP has a form for it: from 1970 to 9999, and not in the future (RFC 9110 8.8.2.1).
-    fn last_modified(&self) -> Option<String> {
-        const YEAR_10000: u64 = 253_402_300_800;
-        let seconds = u64::try_from(self.seconds).ok().filter(|seconds| *seconds < YEAR_10000)?;
-        let time = (UNIX_EPOCH + Duration::from_secs(seconds)).min(SystemTime::now());
-        Some(httpdate::fmt_http_date(time))
-    }
-}
-
 /// Which part of a file is sent.
 #[derive(Debug, PartialEq, Eq)]
 struct Part {
@@ -282,121 +259,48 @@ struct Part {
 }
 
 /// Completes the head, and finds which part of the file it is the head of; `None` for none of it.
-fn select(request: &Environ, head: &mut Head, stamp: &Stamp) -> Result<Option<Part>, Error> {
-    let whole = Some(Part { offset: 0, len: stamp.len });
+fn select(request: &Environ, head: &mut Head, metadata: &Metadata) -> Result<Option<Part>, Error> {
+    let file_len = metadata.len();
+    let whole = Some(Part { offset: 0, len: file_len });
     if head.status.code() != 200 || !matches!(request.method(), b"GET" | b"HEAD") {
         return Ok(whole);
     }
-    let headers = &mut head.headers;
-    if !headers.contains("ETag") {
-        headers.push("ETag", stamp.etag());
+    let (headers, own) = (&mut head.headers, Validators::of(metadata, None));
+    if let Some(etag) = own.etag.as_ref().filter(|_| !headers.contains("ETag")) {
+        headers.push("ETag", etag);
     }
-    if !headers.contains("Last-Modified")
-        && let Some(date) = stamp.last_modified()
-    {
-        headers.push("Last-Modified", date);
+    if let Some(modified) = own.last_modified().filter(|_| !headers.contains("Last-Modified")) {
+        headers.push("Last-Modified", modified);
     }
     if !headers.contains("Accept-Ranges") {
         headers.push("Accept-Ranges", "bytes");
     }
-    if is_unchanged(request, headers) {
-        head.status = Status::new(304)?;
-        return Ok(None);
-    }
-    let Some(range) = request.get("HTTP_RANGE").filter(|_| is_range_of(request, headers)) else { return Ok(whole) };
-    match parse_range(range, stamp.len) {
-        Range::Whole => Ok(whole),
-        Range::Part(part) => {
-            headers.set("Content-Range", format!("bytes {}-{}/{}", part.offset, part.offset + part.len - 1, stamp.len));
-            head.status = Status::new(206)?;
-            Ok(Some(part))
+    // What the application says of its file counts.
+    let validators = Validators::of_fields(headers.get("ETag"), headers.get("Last-Modified"));
+    let (status, part) = match conditional::outcome(request, &validators, file_len) {
+        Outcome::Whole => return Ok(whole),
+        Outcome::NotModified => (304, None),
+        Outcome::Part { offset, len } => {
+            headers.set("Content-Range", format!("bytes {offset}-{}/{file_len}", offset + len - 1));
+            (206, Some(Part { offset, len }))
         }
-        Range::Unsatisfiable => {
-            // RFC 9110 15.5.17. Of what the file is there is nothing here.
-            headers.set("Content-Range", format!("bytes */{}", stamp.len));
+        refused => {
+            // Of what the file is there is nothing here.
             for name in ["Content-Disposition", "Content-Encoding", "Content-Type"] {
                 headers.remove(name);
             }
-            head.status = Status::new(416)?;
-            Ok(None)
-        }
-    }
-}
-
-/// RFC 9110 13.2.2: If-None-Match decides, and only without it If-Modified-Since.
-fn is_unchanged(request: &Environ, headers: &Headers) -> bool {
-    if let Some(tags) = request.get("HTTP_IF_NONE_MATCH") {
-        let Some(own) = headers.get("ETag") else { return false };
-        return tags.trim_ascii() == b"*" || entity_tags(tags).any(|tag| tag == opaque(own));
-    }
-    match (request.get("HTTP_IF_MODIFIED_SINCE").and_then(date), headers.get("Last-Modified").and_then(date)) {
-        (Some(since), Some(modified)) => modified <= since,
-        _ => false,
-    }
-}
-
-/// RFC 9110 13.1.5: without If-Range always, else only for the same strong tag or the same date.
-fn is_range_of(request: &Environ, headers: &Headers) -> bool {
-    let Some(condition) = request.get("HTTP_IF_RANGE").map(<[u8]>::trim_ascii) else { return true };
-    if condition.starts_with(b"\"") {
-        return headers.get("ETag") == Some(condition);
-    }
-    headers.get("Last-Modified").is_some_and(|modified| modified.trim_ascii() == condition)
-}
-
-/// The tags of a list, without what makes them weak: If-None-Match compares weakly (RFC 9110 13.1.2).
-fn entity_tags(list: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut rest = list;
-    std::iter::from_fn(move || {
-        let start = memchr::memchr(b'"', rest)?;
-        let len = memchr::memchr(b'"', &rest[start + 1..])?;
-        let tag = &rest[start..start + len + 2];
-        rest = &rest[start + len + 2..];
-        Some(tag)
-    })
-}
-
-fn opaque(tag: &[u8]) -> &[u8] {
-    let tag = tag.trim_ascii();
-    tag.strip_prefix(b"W/").unwrap_or(tag)
-}
-
-fn date(value: &[u8]) -> Option<SystemTime> {
-    httpdate::parse_http_date(std::str::from_utf8(value).ok()?.trim()).ok()
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Range {
-    Whole,
-    Part(Part),
-    Unsatisfiable,
-}
-
-/// RFC 9110 14.1.2. Several ranges, another unit and what can't be read are as no range, which a server may always do.
-fn parse_range(range: &[u8], len: u64) -> Range {
-    let parsed = || {
-        let range = std::str::from_utf8(range).ok()?;
-        let (unit, set) = range.split_once('=')?;
-        let (first, last) = set.trim().split_once('-').filter(|_| unit.trim().eq_ignore_ascii_case("bytes"))?;
-        // All of it must be digits; a number that is too large is beyond the end of every file.
-        let number =
-            |digits: &str| digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().unwrap_or(u64::MAX));
-        let numbers = match (first, last) {
-            ("", "") => return None,
-            ("", suffix) => match number(suffix)? {
-                0 => return Some(Range::Unsatisfiable),
-                suffix => (len.saturating_sub(suffix), u64::MAX),
-            },
-            (first, "") => (number(first)?, u64::MAX),
-            (first, last) => (number(first)?, number(last)?),
-        };
-        match numbers {
-            (first, last) if first > last => None,
-            (first, _) if first >= len => Some(Range::Unsatisfiable),
-            (first, last) => Some(Range::Part(Part { offset: first, len: last.min(len - 1) - first + 1 })),
+            match refused {
+                // RFC 9110 15.5.17.
+                Outcome::NotSatisfiable => {
+                    headers.set("Content-Range", format!("bytes */{file_len}"));
+                    (416, None)
+                }
+                _ => (412, None),
+            }
         }
     };
-    parsed().unwrap_or(Range::Whole)
+    head.status = Status::new(status)?;
+    Ok(part)
 }
 
 impl<A> fmt::Debug for SendFile<A> {
@@ -621,9 +525,9 @@ mod tests {
             assert_eq!(answer.headers.get("Content-Range").unwrap_or_default(), content_range.as_bytes(), "{range}");
             assert_eq!(answer.headers.get("Content-Length").unwrap(), body.len().to_string().as_bytes(), "{range}");
         }
-        assert_eq!(parse_range(b"bytes=0-", 0), Range::Unsatisfiable);
+        // RFC 9110 14.2: a range is for GET alone.
         let head = asked("HEAD", "200 OK", &[("HTTP_RANGE", "bytes=2-4")]).await;
-        assert_eq!((head.status, &*head.body, head.headers.get("Content-Length")), (206, "", Some(&b"3"[..])));
+        assert_eq!((head.status, &*head.body, head.headers.get("Content-Length")), (200, "", Some(&b"10"[..])));
     }
 
     #[tokio::test]
@@ -639,6 +543,9 @@ mod tests {
             (&[("HTTP_IF_NONE_MATCH", "*")], 304),
             (&[("HTTP_IF_NONE_MATCH", "\"v2\""), SAME], 200),
             (&[("HTTP_IF_NONE_MATCH", "v1")], 200),
+            (&[("HTTP_IF_MATCH", "\"v1\"")], 200),
+            (&[("HTTP_IF_MATCH", "\"v2\"")], 412),
+            (&[("HTTP_IF_UNMODIFIED_SINCE", BEFORE.1)], 412),
             (&[("HTTP_RANGE", "bytes=0-0"), ("HTTP_IF_RANGE", "\"v1\"")], 206),
             (&[("HTTP_RANGE", "bytes=0-0"), ("HTTP_IF_RANGE", "\"v2\"")], 200),
             (&[("HTTP_RANGE", "bytes=0-0"), ("HTTP_IF_RANGE", "W/\"v1\"")], 200),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::application::driver::{Call, Response, ResponseBody};
+use crate::application::for_ever::bound;
 use crate::application::{Application, Body, Cancellation, Environ, Error, Frame, Frames, StartResponse};
 
 /// How long a body that has run out of time may take to close before its head: what it awaits is dropped then.
@@ -35,7 +36,8 @@ pub struct Limits {
 ///
 /// let patient = timeout(shop, Limits { head: Some(Duration::from_secs(10)), ..Limits::default() });
 /// ```
-pub fn timeout<A: Application>(application: A, limits: Limits) -> Timeout<A> {
+pub fn timeout<A: Application>(application: A, mut limits: Limits) -> Timeout<A> {
+    bound([&mut limits.head, &mut limits.between, &mut limits.total].into_iter().flatten());
     Timeout { application: Arc::new(application), limits }
 }
 

@@ -8,7 +8,7 @@
 //! | `start-response-once` | without an error it is called once, and that counts when it fails |
 //! | `exc-info-propagated` | an error that `start_response` gives back, since the head was sent, ends the response |
 //! | `status-form` | three digits, a blank and a reason, without control characters |
-//! | `status-final` | 200 or more: interim answers are the server's |
+//! | `status-final` | 200 or more: interim answers are the server's; or 101 for an [`Upgrade`] that was accepted |
 //! | `header-name` | a token, without a colon |
 //! | `header-value` | no control characters, tabs included |
 //! | `hop-by-hop` | no header that speaks of the connection, or that is the server's to write (`Status`, `Transfer-Encoding`) |
@@ -68,7 +68,7 @@ use futures_core::Stream;
 
 use crate::application::{
     Application, Body, Environ, Error, Errors, Event, Frame, Frames, Head, HeadError, Input, InputError, Source,
-    StartError, StartResponse,
+    StartError, StartResponse, Upgrade,
 };
 use crate::protocol::cgi::{self, FieldError};
 use crate::protocol::fastcgi::Role;
@@ -300,6 +300,7 @@ impl<A: Application> Application for Validate<A> {
             report: self.report.clone(),
             errors: environ.errors(),
             is_head: environ.method() == b"HEAD",
+            upgrade: environ.extensions().get::<Upgrade>().cloned(),
             seen: Mutex::default(),
         });
         for (rule, detail) in server_breaches(&mut environ) {
@@ -404,6 +405,7 @@ struct Watch {
     report: Option<Report>,
     errors: Errors,
     is_head: bool,
+    upgrade: Option<Upgrade>,
     seen: Mutex<Seen>,
 }
 
@@ -513,7 +515,8 @@ impl Watch {
 
     fn head(&self, head: &Head) {
         let status = head.status.code();
-        if status < 200 {
+        let switches = status == 101 && self.upgrade.as_ref().is_some_and(|upgrade| upgrade.accepted().is_some());
+        if status < 200 && !switches {
             self.breach(Rule::StatusFinal, format!("expected a status of 200 or more, got {status}"));
         }
         for (name, value) in head.headers.iter() {
@@ -522,7 +525,8 @@ impl Watch {
                 self.breach(Rule::HeaderValue, format!("expected no control characters in {name}, got \"{value}\""));
             }
         }
-        let has_type = head.headers.contains("Content-Type");
+        // What comes behind a 101 is no body that could have a type.
+        let has_type = switches || head.headers.contains("Content-Type");
         if has_type && matches!(status, 204 | 304) {
             self.breach(Rule::ContentHeaders, format!("expected no Content-Type with {status}"));
         }

@@ -21,3 +21,7 @@ pub mod site;
     allow(dead_code, reason = "what is spooled for scripts is more than what FastCGI needs")
 )]
 mod spool;
+#[cfg(any(feature = "upstream-cgi", feature = "upstream-fastcgi"))]
+mod signals;
+#[cfg(any(feature = "upstream-cgi", feature = "upstream-fastcgi"))]
+pub mod watcher;

@@ -170,6 +170,7 @@ pub const VARIABLES: &[OtherVariables] = &[
     other(&["HTTP_X_FORWARDED_PROTO"], ANY, HTTP_SERVERS).is(Now::Is("http"), "how the client came"),
     other(&["HTTP_X_FORWARDED_PORT"], ANY, HTTP_SERVERS).is(Now::Is("80"), "SERVER_PORT as the bridge was told it"),
     other(&["HTTP_X_FORWARDED_PORT"], &["http://"], HTTP_SERVERS).is(Now::Any, "the port that the bridge listens on"),
+    other(&["HTTP_VIA"], ANY, HTTP_SERVERS).is(Now::Is("1.1 gatespan"), "a proxy names itself (RFC 9110 7.6.3), unless `--via off` says otherwise"),
 ];
 
 const NOT_READ: &str = "a CGI program reads no more than CONTENT_LENGTH says, and without it nothing (RFC 3875 4.2)";

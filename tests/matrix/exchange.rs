@@ -339,13 +339,14 @@ impl Down {
 }
 
 /// Fields that belong to the connection or the moment, and not to the answer.
-pub const OF_THE_WAY: [(&str, &str); 6] = [
+pub const OF_THE_WAY: [(&str, &str); 7] = [
     ("Connection", "HTTP's framing"),
     ("Keep-Alive", "HTTP's framing"),
     ("Transfer-Encoding", "HTTP's framing"),
     ("Date", "the HTTP gateway adds it; behind FastCGI and CGI the web server does"),
     ("Server", "that of the HTTP server in front"),
     ("X-Request-Id", "the name of the request"),
+    ("Via", "an HTTP server's answer has passed a proxy, and `--via off` keeps that quiet"),
 ];
 
 /// An answer as a whole.

@@ -146,6 +146,19 @@ impl Scratch {
         path
     }
 
+    /// Builds the program in C of `fixtures/fastcgi`.
+    pub fn libfcgi(&self) -> PathBuf {
+        let path = self.path("libfcgi");
+        let mut command = program("/usr/bin/gcc", "gcc");
+        let header = Path::new("/usr/include/fcgiapp.h");
+        assert!(header.exists(), "run tests/install, or as root: apt-get install libfcgi-dev");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/fastcgi/libfcgi.c");
+        assert!(
+            command.arg("-O1").arg("-o").arg(&path).arg(source).arg("-lfcgi").status().expect("it starts").success()
+        );
+        path
+    }
+
     /// Makes a server's configuration from a file of `fixtures/servers`: `@NAME@` becomes the value of that name.
     pub fn configuration(&self, fixture: &str, values: &[(&str, &str)]) -> PathBuf {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/servers").join(fixture);

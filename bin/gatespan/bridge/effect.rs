@@ -3,6 +3,7 @@
 use gatespan::address::Address;
 
 use super::options::OnOff;
+use super::options::servers::RoleAsked;
 use super::{Arguments, UsageError};
 
 /// What a target is, as far as options differ.
@@ -56,7 +57,7 @@ impl Arguments {
                 _ => None,
             })
             .collect();
-        if self.site_root().is_some() {
+        if self.has_site() {
             kinds.push(Kind::Site);
         }
         kinds
@@ -66,7 +67,7 @@ impl Arguments {
     pub(super) fn check_effects(&self) -> Result<(), UsageError> {
         let (scripts, servers, sites, times) = (&self.scripts, &self.servers, &self.sites, &self.times);
         let (numbers, limits, bodies) = (&self.numbers, &self.limits, &self.bodies);
-        let options: [(&str, bool, &[Kind]); 49] = [
+        let options: [(&str, bool, &[Kind]); 53] = [
             ("--root", !scripts.roots.is_empty(), &[Kind::Scripts, Kind::FastCgi, Kind::Program]),
             ("--index", !scripts.index.is_empty(), &[Kind::Scripts, Kind::Folder, Kind::Site]),
             ("--interpreter", !scripts.interpreters.is_empty(), SCRIPTS),
@@ -100,9 +101,13 @@ impl Arguments {
             ("--max-connections-to", servers.max_connections_to.is_some(), SERVERS),
             ("--connect-timeout", servers.connect_timeout.is_some(), FORWARDED),
             ("--multiplex", servers.multiplex.is_some(), &[Kind::FastCgi]),
+            ("--role", servers.role.is_some(), &[Kind::FastCgi, Kind::Program]),
+            ("--param", !servers.params.is_empty(), &[Kind::FastCgi, Kind::Program]),
             ("--forwarded", servers.forwarded.is_some(), HTTP),
             ("--host", servers.host.is_some(), HTTP),
             ("--path", servers.path.is_some(), HTTP),
+            ("--via", servers.via.is_some(), HTTP),
+            ("--tunnel-timeout", servers.tunnel_timeout.is_some(), HTTP),
             ("--ca-file", servers.ca_file.is_some(), &[Kind::Https]),
             ("--workers", self.programs.workers.is_some(), &[Kind::Program]),
             ("--max-requests", self.programs.max_requests.is_some(), &[Kind::Program]),
@@ -138,8 +143,15 @@ impl Arguments {
                 "--also is for a FastCGI server as TO, such as fastcgi:/run/app.sock",
             ),
             (
-                self.site_root().is_some() && scripts.roots.len() > 1,
-                "--root can't be repeated with fastcgi: targets, where it is the folder of one site",
+                (servers.role.is_some() || !servers.params.is_empty())
+                    && !self.answering().any(|(_, to)| matches!(to, Address::FastCgi(_) | Address::FastCgiProgram(_))),
+                "--role and --param are for fastcgi: as TO or in a --route",
+            ),
+            (
+                servers.role == Some(RoleAsked::Filter)
+                    && !self.has_site()
+                    && !matches!(self.from, Address::FastCgi(_)),
+                "--role filter is for fastcgi: with --root, whose files are filtered, or for fastcgi: FROM, where the web server sends them",
             ),
             (
                 self.from == Address::CgiProcess && self.targets().any(|to| matches!(to, Address::FastCgiProgram(_))),

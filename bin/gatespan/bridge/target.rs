@@ -10,6 +10,7 @@ use anyhow::Context;
 use gatespan::Application;
 use gatespan::address::{Address, AddressError, Endpoint};
 use gatespan::application::AnyApplication;
+use gatespan::middleware::variables;
 use gatespan::upstream::fastcgi::{Forwarder, Multiplexed, ProgramConfig, Programs};
 use gatespan::upstream::files::Files;
 use gatespan::upstream::http::Proxy;
@@ -27,6 +28,8 @@ pub(super) struct Settings {
     /// Those that were opened, which have to be waited for at the end.
     pub(super) hosts: RefCell<Vec<Arc<cgi::Host>>>,
     pub(super) fastcgi: fastcgi::Config,
+    /// What FastCGI servers are told besides, or in the place of, what the request says.
+    pub(super) params: Vec<(Vec<u8>, Vec<u8>)>,
     /// How many requests share a connection to a FastCGI server.
     pub(super) multiplex: Option<u16>,
     /// How FastCGI programs are kept running, where there are such; each target adds which.
@@ -35,6 +38,17 @@ pub(super) struct Settings {
     pub(super) files: files::Config,
     pub(super) site: site::Config,
     pub(super) running: Running,
+}
+
+impl Settings {
+    fn fastcgi(&self, beside: &Beside<'_>) -> fastcgi::Config {
+        let mut config = self.fastcgi.clone();
+        if beside.is_asked {
+            // It is asked to be an authorizer, whatever those are that answer.
+            config.role = None;
+        }
+        config
+    }
 }
 
 /// The FastCGI programs that run behind a bridge, and the runtime of their own that watches over them: they are there before the
@@ -124,20 +138,24 @@ fn expected(text: &str) -> String {
     )
 }
 
-/// What a FastCGI target is besides its address.
-#[derive(Debug, Clone, Copy, Default)]
+/// What a target is besides its address.
+#[derive(Debug, Clone, Default)]
 pub(super) struct Beside<'a> {
-    /// Further servers.
+    /// Further FastCGI servers.
     pub(super) also: &'a [Endpoint],
-    /// The folder of the site whose scripts it runs; without, requests are passed on as they come.
+    /// The folder of the site whose scripts a FastCGI server runs; without, requests are passed on as they come.
     pub(super) root: Option<&'a Path>,
+    /// Further folders of CGI programs.
+    pub(super) script_roots: Vec<PathBuf>,
+    /// It is asked about requests and does not answer them.
+    pub(super) is_asked: bool,
 }
 
 /// The application at an address.
 pub(super) fn open(address: &Address, beside: Beside<'_>, settings: &Settings) -> anyhow::Result<AnyApplication> {
     let opened = match address {
         Address::App(name) => builtin::find(name).context("it was checked"),
-        Address::Cgi(path) => scripts(path, settings).map(|host| {
+        Address::Cgi(path) => scripts(path, beside.script_roots, settings).map(|host| {
             let host = Arc::new(host);
             settings.hosts.borrow_mut().push(host.clone());
             AnyApplication::new(host)
@@ -154,8 +172,9 @@ pub(super) fn open(address: &Address, beside: Beside<'_>, settings: &Settings) -
 }
 
 /// What it is on disk decides: a folder of scripts, or one program for all requests.
-fn scripts(path: &Path, settings: &Settings) -> anyhow::Result<cgi::Host> {
+fn scripts(path: &Path, further: Vec<PathBuf>, settings: &Settings) -> anyhow::Result<cgi::Host> {
     let mut config = settings.cgi.clone();
+    config.roots = further;
     // One that is to be a folder and is missing is a missing folder, and no missing program.
     if path.is_dir() || path.as_os_str().as_bytes().ends_with(b"/") {
         config.roots.insert(0, path.into());
@@ -167,7 +186,7 @@ fn scripts(path: &Path, settings: &Settings) -> anyhow::Result<cgi::Host> {
 
 fn servers(endpoint: &Endpoint, beside: Beside<'_>, settings: &Settings) -> anyhow::Result<AnyApplication> {
     let all = std::iter::once(endpoint).chain(beside.also).cloned();
-    let config = settings.fastcgi.clone();
+    let config = settings.fastcgi(&beside);
     match settings.multiplex {
         None => in_site(Forwarder::new(all, config)?, beside, settings),
         Some(limit) => {
@@ -180,12 +199,16 @@ fn servers(endpoint: &Endpoint, beside: Beside<'_>, settings: &Settings) -> anyh
 fn program(path: &Path, beside: Beside<'_>, settings: &Settings) -> anyhow::Result<AnyApplication> {
     let config = settings.program.clone().context("a program was not expected")?;
     let program = ProgramConfig { program: path.into(), ..config };
-    in_site(settings.running.start(program, settings.fastcgi.clone())?, beside, settings)
+    in_site(settings.running.start(program, settings.fastcgi(&beside))?, beside, settings)
 }
 
-/// With its files beside it, where it runs the scripts of a site.
-fn in_site(scripts: impl Application, beside: Beside<'_>, settings: &Settings) -> anyhow::Result<AnyApplication> {
-    let Some(root) = beside.root else { return Ok(AnyApplication::new(scripts)) };
+/// With params of one's own, and with its files beside it, where it runs the scripts of a site.
+fn in_site(servers: impl Application, beside: Beside<'_>, settings: &Settings) -> anyhow::Result<AnyApplication> {
+    let scripts = match &*settings.params {
+        [] => AnyApplication::new(servers),
+        params => AnyApplication::new(variables(servers, params.iter().cloned())?),
+    };
+    let Some(root) = beside.root else { return Ok(scripts) };
     // Which file a folder stands for is the site's affair.
     let files = Files::new(root, files::Config { listing: false, ..settings.files.clone() })?;
     Ok(AnyApplication::new(Site::new(root, scripts, files, settings.site.clone())?))

@@ -2,19 +2,18 @@
 //! first, files that are sent by name, routes, and at its end the targets.
 
 use std::cell::RefCell;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
 use gatespan::address::Address;
 use gatespan::application::AnyApplication;
 use gatespan::middleware::{
-    AuthorizerConfig, Format, Mount, Redirects, SendFileRoots, access_log, authorizer, client_address, local_redirect,
-    request_id, send_file, to_writer,
+    Format, Mount, Redirects, SendFileRoots, access_log, authorizer, client_address, local_redirect, request_id,
+    send_file, to_writer,
 };
 use gatespan::upstream::cgi;
 use gatespan::upstream::cgi::spawn::close_on_exec_all;
-use gatespan::upstream::cgi::watcher::Watcher;
+use gatespan::upstream::watcher::Watcher;
 
 use super::Arguments;
 use super::log_file::LogFile;
@@ -36,6 +35,7 @@ pub(super) struct Prepared {
 pub(super) fn prepare(arguments: &Arguments, form: Form, running: &target::Running) -> anyhow::Result<Prepared> {
     arguments.check()?;
     arguments.check_effects()?;
+    arguments.check_roots()?;
     let has_scripts = arguments.targets().any(|to| matches!(to, Address::Cgi(_)));
     let has_programs = arguments.targets().any(|to| matches!(to, Address::FastCgiProgram(_)));
     let mut config = arguments.cgi_config()?;
@@ -45,15 +45,21 @@ pub(super) fn prepare(arguments: &Arguments, form: Form, running: &target::Runni
         close_on_exec_all()
             .context("the descriptors that this process was started with could not be kept from scripts")?;
     }
-    if has_scripts {
-        config.watcher = Some(Watcher::start().context("the process that watches over scripts could not be started")?);
+    // To find out how many processors there are takes a CGI program's time.
+    let mut program = has_programs.then(|| arguments.program_config());
+    if has_scripts || has_programs {
+        let watcher = Watcher::start().context("the process that watches over scripts could not be started")?;
+        if let Some(program) = &mut program {
+            program.watcher = Some(watcher.clone());
+        }
+        config.watcher = Some(watcher);
     }
     let settings = target::Settings {
         cgi: config,
         fastcgi: arguments.fastcgi_config(),
         multiplex: arguments.servers.multiplex,
-        // To find out how many processors there are takes a CGI program's time.
-        program: has_programs.then(|| arguments.program_config()),
+        params: arguments.params(),
+        program,
         http: arguments.http_config(),
         files: arguments.files_config()?,
         site: arguments.site_config()?,
@@ -70,7 +76,7 @@ pub(super) fn prepare(arguments: &Arguments, form: Form, running: &target::Runni
         application = AnyApplication::new(send_file(application, &roots)?);
     }
     for (_, to) in arguments.clients.authorizers.iter().filter(|(prefix, _)| prefix.is_none()) {
-        application = asking_first(application, to, &settings)?;
+        application = arguments.asking_first(application, to, &settings)?;
     }
     let redirects = Redirects { max: arguments.max_redirects, mount: arguments.mount() };
     application = AnyApplication::new(local_redirect(application, redirects));
@@ -102,46 +108,40 @@ pub(super) fn prepare(arguments: &Arguments, form: Form, running: &target::Runni
     Ok(Prepared { application: AnyApplication::new(named), log, hosts: settings.hosts.into_inner() })
 }
 
-/// The application, behind an authorizer.
-fn asking_first(application: AnyApplication, to: &Address, settings: &Settings) -> anyhow::Result<AnyApplication> {
-    let asked = target::open(to, Beside::default(), settings)?;
-    Ok(AnyApplication::new(authorizer(application, asked, AuthorizerConfig::default())))
-}
-
 impl Arguments {
+    /// The application, behind an authorizer.
+    fn asking_first(
+        &self,
+        application: AnyApplication,
+        to: &Address,
+        settings: &Settings,
+    ) -> anyhow::Result<AnyApplication> {
+        let beside = Beside { script_roots: self.script_roots(None), is_asked: true, ..Beside::default() };
+        let asked = target::open(to, beside, settings)?;
+        Ok(AnyApplication::new(authorizer(application, asked, self.clients.authorizer())))
+    }
+
     /// TO, and the routes in front of it.
     fn open_all(&self, settings: &Settings) -> anyhow::Result<AnyApplication> {
-        let root = self.site_root();
-        let is_served = |to: &Address| matches!(to, Address::FastCgi(_) | Address::FastCgiProgram(_));
-        let beside = Beside { also: &self.servers.also, root: root.filter(|_| is_served(&self.to)) };
-        let application = target::open(&self.to, beside, settings)?;
+        let beside = |prefix, to| Beside {
+            root: self.site_root(prefix, to),
+            script_roots: self.script_roots(Some(prefix)),
+            ..Beside::default()
+        };
+        let first = Beside { also: &self.servers.also, ..beside("", &self.to) };
+        let application = target::open(&self.to, first, settings)?;
         if self.routes.is_empty() {
             return Ok(application);
         }
         let mut mount = Mount::new().fallback(application);
         for (prefix, to) in &self.routes {
-            let root = root.filter(|_| is_served(to) && !is_served(&self.to));
-            let mut application = target::open(to, Beside { also: &[], root }, settings)?;
+            let mut application = target::open(to, beside(prefix, to), settings)?;
             for (_, to) in self.clients.authorizers.iter().filter(|(at, _)| at.as_ref() == Some(prefix)) {
-                application = asking_first(application, to, settings)?;
+                application = self.asking_first(application, to, settings)?;
             }
             mount = mount.at(prefix, application);
         }
         Ok(AnyApplication::new(mount))
-    }
-
-    /// The folder of a site, where --root is one: TO says which it is, and if TO takes none, the routes do.
-    pub(super) fn site_root(&self) -> Option<&Path> {
-        let routes = || self.routes.iter().map(|(_, to)| to);
-        let is_site = match &self.to {
-            Address::FastCgi(_) | Address::FastCgiProgram(_) => true,
-            Address::Cgi(_) => false,
-            _ => {
-                !routes().any(|to| matches!(to, Address::Cgi(_)))
-                    && routes().any(|to| matches!(to, Address::FastCgi(_) | Address::FastCgiProgram(_)))
-            }
-        };
-        self.scripts.roots.first().filter(|_| is_site).map(PathBuf::as_path)
     }
 
     /// What is SCRIPT_NAME for the application as a whole, where that is known.

@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use self::connection::Connection;
 pub use self::connection::ConnectionError;
 use super::listener::{Listener, Transport};
+use crate::application::for_ever::bound;
 use crate::application::{Application, Peer};
 use crate::protocol::fastcgi::application_end::{Roles, Settings};
 use crate::protocol::fastcgi::{ApplicationEnd, Role, WEB_SERVER_ADDRS};
@@ -81,6 +82,23 @@ pub struct Config {
     /// How long a kept connection must be without a request to be closed during that time: FastCGI has no way to tell the web server
     /// that the end is near, so one may just be on its way. Default: 1 s.
     pub shutdown_idle_timeout: Duration,
+}
+
+impl Config {
+    /// The same, with times that can be added to any that it will be.
+    fn with_times_that_end(mut self) -> Self {
+        bound([
+            &mut self.first_byte_timeout,
+            &mut self.params_timeout,
+            &mut self.idle_timeout,
+            &mut self.write_timeout,
+            &mut self.linger_timeout,
+            &mut self.close_timeout,
+            &mut self.shutdown_timeout,
+            &mut self.shutdown_idle_timeout,
+        ]);
+        self
+    }
 }
 
 impl Default for Config {
@@ -292,6 +310,7 @@ pub struct Gateway<A> {
 impl<A: Application> Gateway<A> {
     /// That application under these settings.
     pub fn new(application: A, config: Config) -> Self {
+        let config = config.with_times_that_end();
         Self { application: Arc::new(application), config, requests: AtomicUsize::new(0) }
     }
 }

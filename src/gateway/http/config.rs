@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::application::Errors;
+use crate::application::for_ever::bound;
 use crate::application::message::{DEFAULT_CLOSE_LIMIT, SERVER_SOFTWARE};
 
 /// Limits and names. `Config { max_requests: 100, ..Config::default() }` changes one.
@@ -63,6 +64,22 @@ pub struct Config {
     pub errors: Errors,
     /// Whether other processes serve the same application. Default: false.
     pub multiprocess: bool,
+}
+
+impl Config {
+    /// The same, with times that can be added to any that it will be.
+    pub(super) fn with_times_that_end(mut self) -> Self {
+        bound([
+            &mut self.head_timeout,
+            &mut self.idle_timeout,
+            &mut self.body_timeout,
+            &mut self.write_timeout,
+            &mut self.shutdown_timeout,
+            &mut self.close_timeout,
+            &mut self.linger_timeout,
+        ]);
+        self
+    }
 }
 
 impl Default for Config {

@@ -19,10 +19,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
 use super::clock::{Activity, Clock, Waiting};
+use super::switched::{self, Switch};
 use super::watched::Watched;
 use super::{Config, Gateway};
 use crate::application::message::{self, Answering, Call, HttpBody, RequestError};
-use crate::application::{Application, Peer, Server};
+use crate::application::{Application, Peer, Server, Upgrade};
 
 /// With what an HTTP/2 connection begins (RFC 9113 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -98,6 +99,9 @@ pub enum ConnectionError {
     /// The stream failed before the first request.
     #[error("the connection failed before its first request")]
     Stream(#[source] io::Error),
+    /// A connection on which another protocol is spoken was lost, or the application failed.
+    #[error("a connection ended that had switched to another protocol")]
+    Switched(#[source] io::Error),
     /// Requests still ran when the time for stopping was up.
     #[error("requests still ran {after:?} after the server was asked to stop")]
     Stop {
@@ -119,7 +123,9 @@ impl ConnectionError {
     pub(super) fn log(&self, peer: &Peer) {
         let cause = std::error::Error::source(self).map(|cause| format!(": {cause}")).unwrap_or_default();
         match self {
-            Self::Left(_) | Self::Cut(_) | Self::Stream(_) => tracing::debug!(?peer, "{self}{cause}"),
+            Self::Left(_) | Self::Cut(_) | Self::Stream(_) | Self::Switched(_) => {
+                tracing::debug!(?peer, "{self}{cause}")
+            }
             Self::Head { .. } | Self::Request(_) => tracing::info!(?peer, "{self}{cause}"),
             Self::Stop { .. } => tracing::warn!(?peer, "{self}"),
         }
@@ -213,6 +219,7 @@ where
     if !config.finish_half_closed {
         stream.notice_leaving();
     }
+    let switch = service.switch.clone();
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         // The clock has a limit for it, and one for idle connections, which hyper does not tell apart.
@@ -226,7 +233,12 @@ where
         .serve_connection(TokioIo::new(stream), service);
     let end = drive(Pin::new(&mut connection), clock, activity, config, stop).await;
     // This drops the requests that run, which cancels them.
-    let stream = connection.into_parts().io.into_inner().into_inner();
+    let parts = connection.into_parts();
+    let stream = parts.io.into_inner();
+    if let (End::Over(Ok(())), Some(switched)) = (&end, switch.take()) {
+        return switched::carry(stream, parts.read_buf, switched, config, stop).await;
+    }
+    let stream = stream.into_inner();
     match end {
         End::Idle => Ok(()),
         End::Over(Ok(())) => {
@@ -285,7 +297,7 @@ async fn say_timeout<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, config: &
 
 /// Shuts a connection down for writing and reads what the client still sends: closing it with bytes unread is a reset, by which the
 /// client may lose an answer that it has not read yet (RFC 9112 9.6).
-async fn discard<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, config: &Config) {
+pub(super) async fn discard<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, config: &Config) {
     let reading = async {
         // hyper has not done it for a request that asked for an upgrade.
         if stream.shutdown().await.is_err() {
@@ -309,6 +321,7 @@ struct Requests<A> {
     activity: Arc<Activity>,
     server: Arc<Server>,
     connection: message::Described,
+    switch: Arc<Switch>,
     count: AtomicU32,
 }
 
@@ -332,7 +345,14 @@ impl<A: Application> Requests<A> {
             server_name: config.server_name.clone(),
             server_port: config.server_port,
         };
-        Self { gateway, activity, server: Arc::new(server), connection: connection.into(), count: AtomicU32::new(0) }
+        Self {
+            gateway,
+            activity,
+            server: Arc::new(server),
+            connection: connection.into(),
+            switch: Arc::default(),
+            count: AtomicU32::new(0),
+        }
     }
 }
 
@@ -341,7 +361,8 @@ impl<A: Application> hyper::service::Service<Request<Incoming>> for Requests<A> 
     type Error = Infallible;
     type Future = Answer;
 
-    fn call(&self, request: Request<Incoming>) -> Answer {
+    fn call(&self, mut request: Request<Incoming>) -> Answer {
+        let upgrade = switched::offer(&mut request).map(|upgrade| Box::new((upgrade, self.switch.clone())));
         let config = &self.gateway.config;
         let (lease, running) = Lease::new(&self.activity, &self.gateway.running);
         let call = Call {
@@ -364,7 +385,7 @@ impl<A: Application> hyper::service::Service<Request<Incoming>> for Requests<A> 
             call.begin(self.gateway.application.clone(), request, &self.connection)
         };
         let server = config.server.then(|| header::HeaderValue::from_str(&config.server_software).ok()).flatten();
-        Answer { answering, server }
+        Answer { answering, server, upgrade }
     }
 }
 
@@ -372,6 +393,8 @@ impl<A: Application> hyper::service::Service<Request<Incoming>> for Requests<A> 
 struct Answer {
     answering: Answering,
     server: Option<header::HeaderValue>,
+    /// Where the client asks for another protocol. Boxed, since few do.
+    upgrade: Option<Box<(Upgrade, Arc<Switch>)>>,
 }
 
 impl Future for Answer {
@@ -382,7 +405,10 @@ impl Future for Answer {
         if let Some(server) = self.server.take() {
             response.headers_mut().entry(header::SERVER).or_insert(server);
         }
-        Poll::Ready(Ok(response))
+        Poll::Ready(Ok(match self.upgrade.take() {
+            None => response,
+            Some(upgrade) => switched::divert(response, upgrade.0, &upgrade.1),
+        }))
     }
 }
 

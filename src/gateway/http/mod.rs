@@ -5,12 +5,14 @@
 //! Internet on its own: there is no TLS here.
 //!
 //! Known limits: a response to an HTTP/1.0 client without Content-Length ends where the connection does, so that such a client can't see
-//! that it was cut. Interim responses (1xx) other than 100 can't be sent. Header names go out in lower case.
+//! that it was cut. Another protocol is spoken on a connection of HTTP/1.1 only ([`Upgrade`](crate::application::Upgrade)); extended CONNECT of HTTP/2 (RFC 8441) is
+//! not. Interim responses (1xx) other than 100 can't be sent. Header names go out in lower case.
 
 mod clock;
 mod config;
 mod connection;
 mod watched;
+mod switched;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
@@ -42,6 +44,7 @@ pub struct Gateway<A> {
 impl<A: Application> Gateway<A> {
     /// That application under these settings.
     pub fn new(application: A, config: Config) -> Self {
+        let config = config.with_times_that_end();
         let closing = Closing { limit: config.close_timeout, tasks: TaskTracker::new() };
         Self {
             application: Arc::new(application),

@@ -49,6 +49,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
         self.end_is_leaving = true;
     }
 
+    /// The opposite: the end of input is passed on like any other.
+    pub(super) fn let_leave(&mut self) {
+        self.end_is_leaving = false;
+    }
+
     pub(super) fn into_inner(self) -> S {
         self.stream
     }

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::spawn::{Identity, Limits};
-use super::watcher::Watcher;
+use crate::application::for_ever::bound;
 use crate::protocol::cgi;
+use crate::upstream::watcher::Watcher;
 
 /// Where scripts lie, how they are run, and how far they may go. Start from [`Config::default`] and change what differs; either
 /// [`Config::roots`] or [`Config::program`] must be named.
@@ -101,17 +102,12 @@ impl Config {
     pub const INHERIT: [&str; 5] = ["PATH", "LANG", "LC_*", "TZ", "HOSTNAME"];
 }
 
-/// What is longer is for ever: no clock can be set to any time that a [`Duration`] can name.
-pub(super) const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
-
 impl Config {
     /// The same, with times that can be added to any that it will be.
     pub(super) fn with_times_that_end(mut self) -> Self {
         let Self { head_timeout, read_timeout, linger, leftover_grace, kill_grace, queue_wait, .. } = &mut self;
-        for time in [head_timeout, read_timeout, linger, leftover_grace, kill_grace, queue_wait] {
-            *time = FOR_EVER.min(*time);
-        }
-        self.timeout = self.timeout.map(|timeout| FOR_EVER.min(timeout));
+        bound([head_timeout, read_timeout, linger, leftover_grace, kill_grace, queue_wait]);
+        bound(&mut self.timeout);
         self
     }
 }

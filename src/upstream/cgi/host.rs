@@ -70,7 +70,7 @@ const PUT_BEFOREHAND: u64 = 4096;
 /// ```
 ///
 /// It must be called within a tokio runtime that has its clock and its I/O. Where programs should not outlive this process even if it is
-/// killed, see [`Watcher`](super::watcher::Watcher).
+/// killed, see [`Watcher`](crate::upstream::watcher::Watcher).
 pub struct Host {
     config: Arc<Config>,
     finder: Finder,

@@ -19,7 +19,7 @@
 //! [`Host`] shows how it is served, and how it is a tower service.
 //!
 //! In reading order: [`Config`]; [`script`], which file answers; [`environment`], what it is told; the host and its queue; [`process`],
-//! [`spawn`] and [`watcher`], how programs are started and ended; `exchange`, one request from the first byte to the last; [`failure`],
+//! [`spawn`] and [`watcher`](super::watcher), how programs are started and ended; `exchange`, one request from the first byte to the last; [`failure`],
 //! why there is no answer.
 //!
 //! # What a script gets
@@ -66,7 +66,6 @@ mod steering;
 mod queue;
 pub mod process;
 pub mod spawn;
-pub mod watcher;
 mod exchange;
 mod pump;
 mod clock;

@@ -28,12 +28,12 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
 
-use super::config::FOR_EVER;
 use super::outlet::Outlet;
 use super::pace::Pace;
 use super::spawn::threads::{self, Standing};
 use super::spawn::{Command, SpawnError, Step, signal_group, spawn, watched};
-use super::watcher::{Place, WATCHED, Watcher};
+use crate::application::for_ever::FOR_EVER;
+use crate::upstream::watcher::{Place, WATCHED, Watcher};
 
 /// A running program, the leader of a process group of its own.
 ///

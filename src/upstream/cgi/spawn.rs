@@ -9,7 +9,7 @@ use std::ffi::CString;
 use std::fmt;
 use std::io;
 
-pub(super) use child::{Blocked, spawn};
+pub(super) use child::spawn;
 pub use descriptors::close_on_exec_all;
 pub(super) use descriptors::{signal_group, watched};
 

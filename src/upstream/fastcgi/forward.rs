@@ -17,7 +17,7 @@ use super::failure::{Cause, Chain, Failure};
 use super::pool::{Place, Pool};
 use super::upload::Upload;
 use super::{Config, RequestBody};
-use crate::application::{Body, Environ, Error, Headers, LocalRedirects, StartResponse, Status, driver};
+use crate::application::{Body, Environ, Error, Headers, Input, LocalRedirects, StartResponse, Status, driver};
 use crate::protocol::cgi::{Limits, ResponseHead, ResponseHeadDecoder, ResponseKind};
 use crate::protocol::fastcgi::web_server_end::Settings;
 use crate::protocol::fastcgi::{ProtocolStatus, Role};
@@ -31,11 +31,11 @@ pub(super) async fn forward<C: Connect>(
     start_response: StartResponse,
 ) -> Result<Body, Error> {
     let deadline = config.timeout.and_then(|timeout| after(Instant::now(), timeout));
-    let upload = match within(deadline, config, upload(&mut environ, config)).await {
+    let role = config.role.unwrap_or(environ.role());
+    let upload = match within(deadline, config, upload(&mut environ, role, config)).await {
         Ok(upload) => upload,
         Err(cause) => return fail(Failure { server: None, cause }, &environ, config, &start_response),
     };
-    let role = config.role.unwrap_or(environ.role());
     let content_length = if role == Role::Authorizer { None } else { content_length(&environ, &upload) };
     let request = Request { environ, role, content_length, upload, config: config.clone(), deadline };
     match answered(pool, Box::new(request)).await {
@@ -44,9 +44,15 @@ pub(super) async fn forward<C: Connect>(
     }
 }
 
-/// The request's body, in a form that can be sent: with its length, unless it is to be sent without.
-async fn upload(environ: &mut Environ, config: &Config) -> Result<Upload, Cause> {
-    let data = environ.data().map(std::mem::take);
+/// What of the request's body is for a server in that role, in a form that can be sent: with its length, unless it is to be sent without.
+async fn upload(environ: &mut Environ, role: Role, config: &Config) -> Result<Upload, Cause> {
+    if role == Role::Authorizer {
+        // FastCGI 6.3: it gets no body, and the gateway throws it away.
+        drop(environ.take_input());
+        return Ok(Upload::new(Input::empty(), None, 0));
+    }
+    // FastCGI 6.4: a Filter reads a file to its end, be it one that is not there; anybody else would not know what to do with one.
+    let data = (role == Role::Filter).then(|| environ.data().map(std::mem::take).unwrap_or_default());
     let mut input = environ.take_input();
     if input.remaining().is_some() || config.request_body == RequestBody::Stream {
         return Ok(Upload::new(input, data, config.replay_limit));
@@ -58,7 +64,7 @@ async fn upload(environ: &mut Environ, config: &Config) -> Result<Upload, Cause>
     };
     Ok(match Spooled::receive(&mut input, limits).await? {
         // It is in memory already, so that keeping it costs nothing.
-        Spooled::Memory(bytes) => Upload::new(crate::application::Input::from_bytes(bytes), data, usize::MAX),
+        Spooled::Memory(bytes) => Upload::new(Input::from_bytes(bytes), data, usize::MAX),
         Spooled::File { file, len } => Upload::stored(file, len, data),
     })
 }

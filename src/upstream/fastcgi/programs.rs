@@ -28,6 +28,7 @@ use super::pool::Pool;
 use super::stderr::{MAX_LINE_LEN, printable};
 use super::{Config, ConfigError, Forwarder};
 use crate::address::Endpoint;
+use crate::upstream::watcher::{Place, Watcher};
 
 /// A FastCGI program and how it is kept running.
 #[derive(Debug, Clone)]
@@ -58,6 +59,8 @@ pub struct ProgramConfig {
     pub stable_after: Duration,
     /// How long a process that is to end may go on with the requests it has. Default: 30 s.
     pub drain: Duration,
+    /// Who ends the processes when this one is killed. Default: nobody.
+    pub watcher: Option<Watcher>,
     /// How long it may then take from SIGTERM to its end, before its process group gets SIGKILL. Default: 5 s.
     pub kill_grace: Duration,
 }
@@ -78,6 +81,7 @@ impl ProgramConfig {
             backoff_max: Duration::from_secs(30),
             stable_after: Duration::from_secs(10),
             drain: Duration::from_secs(30),
+            watcher: None,
             kill_grace: Duration::from_secs(5),
         }
     }
@@ -108,7 +112,7 @@ pub enum ProgramError {
 
 /// Running programs. They end when this is dropped, in the background; [`Programs::shutdown`] waits for that.
 ///
-/// If this process is killed by SIGKILL, they go on without anybody who asks them anything.
+/// If this process is killed by SIGKILL, they go on without anybody who asks them anything, unless [`ProgramConfig::watcher`] ends them.
 #[derive(Debug)]
 pub struct Programs {
     forwarder: Forwarder<Endpoint>,
@@ -265,6 +269,7 @@ impl Worker {
         }
         // FastCGI 2.2: the listening socket is descriptor 0, and there is nobody at the other end of standard output.
         command.stdin(OwnedFd::from(self.listener.try_clone()?)).stdout(Stdio::null()).stderr(Stdio::piped());
+        let place = self.program.watcher.as_ref().map(|watcher| watcher.watch(&mut command)).transpose()?;
         let mut child = command.spawn()?;
         let pid = Pid::from_child(&child);
         if let Some(stderr) = child.stderr.take() {
@@ -274,7 +279,7 @@ impl Worker {
                 Err(error) => tracing::warn!(program = name, "its standard error is lost: {error}"),
             }
         }
-        Ok(Process { child: Some(child), pid })
+        Ok(Process { child: Some(child), pid, place })
     }
 }
 
@@ -283,6 +288,8 @@ struct Process {
     /// Until it is reaped. Before that its number can be nobody else's.
     child: Option<Child>,
     pid: Pid,
+    /// Where the watcher finds the group; given up before it is reaped.
+    place: Option<Place>,
 }
 
 impl Process {
@@ -299,6 +306,7 @@ impl Process {
     /// Ends what is left of the group of a process that has ended, and asks how that was.
     fn reap(mut self) -> io::Result<ExitStatus> {
         let _ = kill_process_group(self.pid, Signal::KILL);
+        self.place = None;
         match self.child.take() {
             Some(mut child) => child.wait(),
             None => Ok(ExitStatus::default()),
@@ -321,6 +329,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = kill_process_group(self.pid, Signal::KILL);
+            self.place = None;
             // It has no choice, so this takes no time to speak of.
             let _ = child.wait();
         }

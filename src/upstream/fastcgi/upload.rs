@@ -1,7 +1,6 @@
 //! What is sent of a request after its params: the body and, for a Filter, the file, in a form that can be sent again.
 
 use std::fs::File;
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -9,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use futures_core::Stream;
 
-use crate::application::{DEFAULT_BLOCK_SIZE, FileRange, FileReader, Input, InputError, Source};
+use crate::application::{DEFAULT_BLOCK_SIZE, FileRange, Input, InputError};
 use crate::protocol::fastcgi::{RequestId, WebServerEnd};
 
 /// A request's streams on their way to a server.
@@ -62,7 +61,7 @@ impl Upload {
     /// The same with a body that lies in a file and can be read from there as often as is needed.
     pub(super) fn stored(file: File, len: u64, data: Option<Input>) -> Self {
         let range = FileRange { file: Arc::new(file), offset: 0, len, block_size: DEFAULT_BLOCK_SIZE };
-        Self { stored: Some(range.clone()), ..Self::new(input_of(range), data, usize::MAX) }
+        Self { stored: Some(range.clone()), ..Self::new(Input::from_file(range), data, usize::MAX) }
     }
 
     /// How long the body is, where that is known.
@@ -147,26 +146,11 @@ impl Upload {
             return false;
         }
         if let Some(range) = &self.stored {
-            self.stdin = input_of(range.clone());
+            self.stdin = Input::from_file(range.clone());
         }
         self.stage = Stage::Stdin;
         self.resent = 0;
         true
-    }
-}
-
-fn input_of(range: FileRange) -> Input {
-    let len = range.len;
-    Input::from_source(StoredBody(FileReader::new(range)), Some(len))
-}
-
-/// A file as a request body.
-struct StoredBody(FileReader);
-
-impl Source for StoredBody {
-    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, InputError>>> {
-        let block = ready!(self.0.poll_block(cx));
-        Poll::Ready(block.map(|block| block.map_err(|error| InputError::Io(io::Error::other(error.to_string())))))
     }
 }
 

@@ -9,7 +9,6 @@
 //!
 //! The path is PATH_INFO, below SCRIPT_NAME; where there is no such variable, SCRIPT_NAME.
 
-mod conditional;
 mod listing;
 mod precompressed;
 mod types;
@@ -18,7 +17,6 @@ use std::fs::{File, Metadata};
 use std::io::IoSliceMut;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use rustix::io::{ReadWriteFlags, preadv2};
 
@@ -26,10 +24,10 @@ pub use super::root::{Links, LookupError, RootError};
 pub use precompressed::Coding;
 
 use super::root::{DEFAULT_MAX_PATH, Found, Relative, Root, path_of};
+use crate::application::conditional::{self, Outcome, Validators};
 use crate::application::{
     Application, Body, DEFAULT_BLOCK_SIZE, Environ, Error, FileRange, Headers, StartResponse, encode_path,
 };
-use conditional::{Outcome, Validators};
 
 /// What is served of a folder, and how.
 #[derive(Debug, Clone)]
@@ -226,12 +224,13 @@ impl Shared {
                 }
             }
         }
-        let validators = Validators::of(&metadata, coding);
+        let validators = Validators::of(&metadata, coding.map(Coding::name));
         let len = metadata.len();
-        headers.push("ETag", validators.etag());
-        // RFC 9110 8.8.2.1: not one that lies in the future.
-        if let Some(modified) = validators.modified().filter(|modified| *modified <= SystemTime::now()) {
-            headers.push("Last-Modified", httpdate::fmt_http_date(modified));
+        if let Some(etag) = &validators.etag {
+            headers.push("ETag", etag);
+        }
+        if let Some(modified) = validators.last_modified() {
+            headers.push("Last-Modified", modified);
         }
         if let Some(cache_control) = &self.config.cache_control {
             headers.push("Cache-Control", cache_control);

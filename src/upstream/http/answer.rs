@@ -14,7 +14,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::pool::{Connection, Place, Pool};
 use super::request::{Progress, remove_hop_by_hop};
-use super::{Config, Failure};
+use super::{Config, Failure, via};
 use crate::application::{Body, Error, Frame, Frames, Headers, StartResponse, Status, is_hop_by_hop};
 use crate::protocol::cgi::default_reason;
 
@@ -41,6 +41,7 @@ pub(super) fn pass_on(
         }
     }
     remove_hop_by_hop(&mut parts.headers);
+    via::add(&mut parts.headers, via::version(parts.version), config);
     // Some servers add what CGI would read as the status.
     parts.headers.remove("status");
     let status = match parts.extensions.get::<ReasonPhrase>() {
@@ -71,7 +72,7 @@ fn usual_status(code: http::StatusCode) -> Status {
     }
 }
 
-fn fields(map: &HeaderMap) -> Headers {
+pub(super) fn fields(map: &HeaderMap) -> Headers {
     map.iter()
         .filter(|(name, _)| !is_hop_by_hop(name.as_str().as_bytes()))
         .map(|(name, value)| (name.as_str(), value.as_bytes()))

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::UPGRADE;
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
 use hyper::body::Incoming;
@@ -14,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use super::answer::{self, Lease};
 use super::pool::{Connection, Pool};
 use super::request::{self, Progress, RequestBody};
-use super::{Config, Failure};
-use crate::application::{Body, Environ, Error, Input, StartResponse};
+use super::{Config, Failure, tunnel};
+use crate::application::{Body, Environ, Error, Input, StartResponse, Upgrade};
 
 /// How long a GET and its like are looked at for a body whose length nobody has announced: behind FastCGI that there is none shows only by its
 /// end. A body that begins later is sent in chunks all the same.
@@ -38,11 +39,13 @@ pub(super) async fn forward(
     };
     let len = if first.is_some() { None } else { input.remaining() };
     let head = request::head(&environ, len, config, authority).map_err(Failure::into_error)?;
-    let place = pool.place().await.map_err(Failure::into_error)?;
+    let upgrade = environ.extensions().get::<Upgrade>().filter(|_| head.headers.contains_key(UPGRADE)).cloned();
+    let busy = |failure: Failure| failure.into_error().with_retry_after(config.retry_after);
+    let place = pool.place().await.map_err(busy)?;
     let exchange = Exchange { pool, config, deadline };
     let (response, connection, progress) = exchange.run(head, first, input).await?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(Failure::Switched { target: pool.target().into() }.into_error());
+        return tunnel::open(response, upgrade, start_response, pool, (connection, place), config).await;
     }
     let lease = Lease::new(pool.clone(), connection, progress, place);
     answer::pass_on(response, start_response, lease, config, deadline)

@@ -110,6 +110,23 @@ pub enum Failure {
         #[source]
         cause: hyper::Error,
     },
+    /// [`Config::tunnel_timeout`](super::Config::tunnel_timeout).
+    #[error("nothing has passed between the client and {target} for {after:?}")]
+    TunnelIdle {
+        /// The server.
+        target: String,
+        /// The limit.
+        after: Duration,
+    },
+    /// The connection to a server with which WebSocket was spoken was lost.
+    #[error("the connection to {target} was lost")]
+    Tunnel {
+        /// The server.
+        target: String,
+        /// What the system says.
+        #[source]
+        cause: io::Error,
+    },
     /// The client wants to speak WebSocket, for which its own connection would have to be handed over.
     #[error("the client asked to switch to {0}, and its connection can't be handed over")]
     Upgrade(String),
@@ -133,12 +150,14 @@ impl Failure {
             | Self::Head { .. }
             | Self::Switched { .. }
             | Self::TransferCoding { .. }
-            | Self::Cut { .. } => 502,
+            | Self::Cut { .. }
+            | Self::Tunnel { .. } => 502,
             Self::Busy { .. } | Self::QueueTimeout { .. } => 503,
             Self::ConnectTimeout { .. }
             | Self::HeadTimeout { .. }
             | Self::ReadTimeout { .. }
-            | Self::Timeout { .. } => 504,
+            | Self::Timeout { .. }
+            | Self::TunnelIdle { .. } => 504,
             Self::Upgrade(_) => 501,
             Self::Request { .. } => 400,
         }
@@ -172,6 +191,9 @@ pub enum TargetError {
         #[source]
         cause: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The proxy's own name can't be part of Via.
+    #[error("expected one word, or a host and its port, as the name in Via, got \"{0}\"")]
+    Via(String),
     /// The name for the server's certificate is none.
     #[error("expected a host name or an address for the server's certificate, got \"{0}\"")]
     ServerName(String),

@@ -111,7 +111,7 @@ mod tests {
     use crate::application::Variables;
 
     fn told(forwarded: ForwardedFields, trusted: &str, pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-        let config = Config { forwarded, trusted: trusted.parse().unwrap(), ..Config::default() };
+        let config = Config { forwarded, trusted: trusted.parse().unwrap(), via: None, ..Config::default() };
         let usual = [("REQUEST_METHOD", "GET"), ("HTTP_HOST", "h:1"), ("SERVER_PORT", "1"), ("PATH_INFO", "/")];
         let environ = Environ::new(Variables::from_iter(usual.iter().chain(pairs).copied()));
         fields_of(&environ, &config)

@@ -6,8 +6,11 @@
 //! Before the head of an answer, what fails is 502, 503 or 504 with its cause in the request's log; after it, the answer is cut. See
 //! [`Failure`]. An answer without any length ends where its connection does, so that nobody can see whether it was cut.
 //!
-//! Known limits: no environ gateway can hand its connection over, so that a request to switch to WebSocket is answered with 501; a wish to
-//! switch to anything else is left out, as RFC 9110 7.8 allows. Interim answers but 100 (Continue) are not passed on, nor are trailers of
+//! A wish to switch to WebSocket is passed on where the gateway can hand its connection over ([`Upgrade`](crate::application::Upgrade): HTTP/1.1), and both sides
+//! then have each other's bytes until one of them ends, or nothing has moved for [`Config::tunnel_timeout`]. Elsewhere such a request is answered with
+//! 501. A wish to switch to anything else is left out, as RFC 9110 7.8 allows.
+//!
+//! Known limits: interim answers but 100 (Continue) are not passed on, nor are trailers of
 //! requests. Names of header fields go out in lower case; those of requests are made of variables, so that `_` in them is `-`.
 
 mod answer;
@@ -17,6 +20,8 @@ mod failure;
 mod forwarded;
 mod pool;
 mod request;
+mod tunnel;
+mod via;
 #[cfg(feature = "upstream-https")]
 mod tls;
 
@@ -28,6 +33,7 @@ use std::time::Duration;
 pub use failure::{Failure, TargetError};
 
 use crate::address::{Address, Endpoint, Trusted};
+use crate::application::for_ever::bound;
 use crate::application::{Application, Body, Environ, Error, StartResponse};
 use connect::Connector;
 use pool::Pool;
@@ -52,6 +58,9 @@ pub struct Config {
     pub read_timeout: Duration,
     /// How long the whole exchange may take. Over it is 504, or a cut answer. Default: no limit.
     pub timeout: Option<Duration>,
+    /// How long nothing may pass either way on a connection on which WebSocket is spoken. Over it both connections are closed. [`Config::timeout`] and
+    /// [`Config::read_timeout`] don't count there. Default: 5 minutes.
+    pub tunnel_timeout: Duration,
     /// How long a body waits for the server's 100 (Continue) where the client asked for one (RFC 9110 10.1.1). Default: 1 second.
     pub expect_timeout: Duration,
     /// The longest head of an answer, in bytes. Over it is 502. Default: 64 KiB.
@@ -66,6 +75,11 @@ pub struct Config {
     pub queue: usize,
     /// How long one may wait for its turn before it is 503, too. Default: 10 seconds.
     pub queue_wait: Duration,
+    /// What Retry-After says in a 503: in how long to come again. Default: 5 seconds.
+    pub retry_after: Duration,
+    /// What this proxy calls itself in Via (RFC 9110 7.6.3), in requests and answers: one word, or a host and its port; `None` leaves Via as it is.
+    /// Default: `gatespan`.
+    pub via: Option<String>,
     /// How many connections are kept without a request; 0 closes each after its answer. Default: 64.
     pub idle: usize,
     /// How long a connection is kept without a request. Default: 60 seconds.
@@ -74,6 +88,22 @@ pub struct Config {
     pub ca_file: Option<PathBuf>,
     /// For `https:`: the name that the server's certificate must be for, and that it is told (SNI). Default: the address's host.
     pub server_name: Option<String>,
+}
+
+impl Config {
+    /// Makes times such that can be added to any that it will be.
+    fn bound_times(&mut self) {
+        bound([
+            &mut self.connect_timeout,
+            &mut self.head_timeout,
+            &mut self.read_timeout,
+            &mut self.tunnel_timeout,
+            &mut self.expect_timeout,
+            &mut self.queue_wait,
+            &mut self.idle_time,
+        ]);
+        bound(&mut self.timeout);
+    }
 }
 
 impl Default for Config {
@@ -87,6 +117,7 @@ impl Default for Config {
             head_timeout: Duration::from_secs(60),
             read_timeout: Duration::from_secs(60),
             timeout: None,
+            tunnel_timeout: Duration::from_secs(5 * 60),
             expect_timeout: Duration::from_secs(1),
             max_head_len: 64 << 10,
             max_headers: 100,
@@ -94,6 +125,8 @@ impl Default for Config {
             connections: 1024,
             queue: 1024,
             queue_wait: Duration::from_secs(10),
+            retry_after: Duration::from_secs(5),
+            via: Some("gatespan".into()),
             idle: 64,
             idle_time: Duration::from_secs(60),
             ca_file: None,
@@ -162,9 +195,10 @@ impl Proxy {
     ///
     /// # Errors
     ///
-    /// For an address that is neither `http:` nor `https:`, or one of a socket that was handed over; and where the certificates that TLS
+    /// For a name in Via that is none, an address that is neither `http:` nor `https:`, or one of a socket that was handed over; and where the certificates that TLS
     /// needs can't be read.
-    pub fn new(target: &Address, config: Config) -> Result<Self, TargetError> {
+    pub fn new(target: &Address, mut config: Config) -> Result<Self, TargetError> {
+        config.bound_times();
         let (endpoint, usual_port) = match target {
             Address::Http(endpoint) => (endpoint, 80),
             Address::Https(endpoint) => (endpoint, 443),
@@ -177,6 +211,9 @@ impl Proxy {
             }
             _ => "localhost".to_owned(),
         };
+        if let Some(name) = config.via.as_ref().filter(|name| !via::is_name(name)) {
+            return Err(TargetError::Via(name.clone()));
+        }
         let connector = Connector::new(target, endpoint, &config)?;
         let pool = Arc::new(Pool::new(connector, &config));
         Ok(Self { shared: Arc::new(Shared { config, pool, authority }) })

@@ -114,8 +114,11 @@ impl Pool {
         let token = CancellationToken::new();
         let ended = token.clone();
         tokio::spawn(async move {
-            // What goes wrong shows in the exchange under way.
-            let _ = ended.run_until_cancelled(connection).await;
+            tokio::select! {
+                () = ended.cancelled_owned() => {}
+                // What goes wrong shows in the exchange under way.
+                _ = connection.with_upgrades() => {}
+            }
         });
         Ok(Connection { sender, _task: token.drop_guard() })
     }

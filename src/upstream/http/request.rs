@@ -14,9 +14,9 @@ use http_body::SizeHint;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, Failure, HostField, TargetPath, forwarded};
+use super::{Config, Failure, HostField, TargetPath, forwarded, via};
 use crate::application::target::path_and_query;
-use crate::application::{Environ, Input, InputError};
+use crate::application::{Environ, Input, InputError, Upgrade};
 use crate::protocol::cgi::names;
 
 /// What belongs to one connection or to one proxy whatever Connection says of it (RFC 9110 7.6.1, and 11.7 for Proxy-…).
@@ -32,17 +32,26 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     header::UPGRADE,
 ];
 
+/// The one protocol that a connection can be handed over for.
+pub(super) const WEBSOCKET: &[u8] = b"websocket";
+
 /// The head of the request for the server. `len` is the length of its body, where that is known.
 pub(super) fn head(environ: &Environ, len: Option<u64>, config: &Config, authority: &str) -> Result<Parts, Failure> {
     let mut fields = fields(environ)?;
-    if let Some(protocol) = websocket(&fields) {
-        return Err(Failure::Upgrade(protocol));
-    }
+    let switches = match websocket(&fields) {
+        None => false,
+        // RFC 6455 4.1: it is a GET, and what comes behind its head is WebSocket.
+        Some(_) if environ.extensions().get::<Upgrade>().is_some() && environ.method() == b"GET" && len == Some(0) => {
+            true
+        }
+        Some(protocol) => return Err(Failure::Upgrade(protocol)),
+    };
     let takes_trailers = lists(&fields, &header::TE).any(|coding| coding.eq_ignore_ascii_case("trailers"));
     let expects =
         fields.remove(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     remove_hop_by_hop(&mut fields);
     forwarded::add(&mut fields, environ, config)?;
+    via::add(&mut fields, via::version_of(environ.get(names::SERVER_PROTOCOL).unwrap_or_default()), config);
 
     let host = match &config.host {
         HostField::Client => client_host(environ),
@@ -53,7 +62,11 @@ pub(super) fn head(environ: &Environ, len: Option<u64>, config: &Config, authori
     if takes_trailers {
         // This proxy passes trailers of answers on, which is its own to say on this connection.
         fields.insert(header::TE, HeaderValue::from_static("trailers"));
-        fields.insert(header::CONNECTION, HeaderValue::from_static("TE"));
+        fields.append(header::CONNECTION, HeaderValue::from_static("TE"));
+    }
+    if switches {
+        fields.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        fields.append(header::CONNECTION, HeaderValue::from_static("upgrade"));
     }
 
     let method = Method::from_bytes(environ.method()).map_err(|_| refuse(names::REQUEST_METHOD, environ.method()))?;
@@ -288,7 +301,7 @@ mod tests {
     }
 
     fn off() -> Config {
-        Config { forwarded: ForwardedFields::Off, ..Config::default() }
+        Config { forwarded: ForwardedFields::Off, via: None, ..Config::default() }
     }
 
     fn head_of(pairs: &[(&str, &str)], len: Option<u64>) -> Parts {
@@ -382,6 +395,32 @@ mod tests {
         assert_eq!(upgrade("WebSocket").unwrap_err().status(), 501);
         assert_eq!(upgrade("h2c, websocket/13").unwrap_err().status(), 501);
         assert!(!upgrade("h2c").unwrap());
+        // Where the gateway offers its connection, it is passed on for WebSocket, and only for that.
+        let offered = |method, protocol, len| {
+            let pairs = [
+                ("REQUEST_METHOD", method),
+                ("HTTP_CONNECTION", "upgrade"),
+                ("HTTP_UPGRADE", protocol),
+                ("HTTP_TE", "trailers"),
+            ];
+            let mut environ = environ(&pairs);
+            environ.extensions_mut().insert(Upgrade::new());
+            head(&environ, len, &off(), "t").map(|head| {
+                let all = |name: HeaderName| {
+                    head.headers
+                        .get_all(name)
+                        .iter()
+                        .map(|value| value.to_str().unwrap().to_owned())
+                        .collect::<Vec<_>>()
+                };
+                (all(header::UPGRADE), all(header::CONNECTION))
+            })
+        };
+        let switched = (vec!["websocket".to_owned()], vec!["TE".to_owned(), "upgrade".to_owned()]);
+        assert_eq!(offered("GET", "h2c, WebSocket", Some(0)).unwrap(), switched);
+        assert_eq!(offered("GET", "h2c", Some(0)).unwrap(), (vec![], vec!["TE".to_owned()]));
+        assert_eq!(offered("POST", "websocket", Some(0)).unwrap_err().status(), 501);
+        assert_eq!(offered("GET", "websocket", None).unwrap_err().status(), 501);
         // Without the option in Connection it is no wish.
         assert!(!head_of(&[("HTTP_UPGRADE", "websocket")], Some(0)).headers.contains_key("upgrade"));
     }

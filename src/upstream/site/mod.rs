@@ -24,14 +24,17 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 pub use super::root::{Links, LookupError, RootError};
 pub use pattern::Pattern;
 pub use try_files::{TryFiles, TryFilesError};
 
-use super::root::{DEFAULT_MAX_PATH, Kind, Relative, Root, path_of};
+use super::root::{DEFAULT_MAX_PATH, Found, Kind, Relative, Root, path_of};
 use crate::application::driver::error_page;
-use crate::application::{Application, Body, Environ, Error, StartResponse, encode_path};
+use crate::application::{
+    Application, Body, DEFAULT_BLOCK_SIZE, Environ, Error, FileRange, Input, StartResponse, encode_path,
+};
 use crate::protocol::cgi::names;
 use try_files::{Step, Substituted};
 
@@ -51,6 +54,9 @@ pub struct Config {
     pub deny: Vec<Pattern>,
     /// Where the folder is for whoever runs the scripts, such as a FastCGI server in a container. Default: where it is for this process.
     pub script_root: Option<PathBuf>,
+    /// Whether the scripts are files for a FastCGI Filter: whoever runs them gets the file itself as well, with FCGI_DATA_LENGTH and
+    /// FCGI_DATA_LAST_MOD (FastCGI 6.4). Default: false.
+    pub filter: bool,
     /// What is done about links. Default: followed within the folder.
     pub links: Links,
     /// The longest path, decoded, in bytes. Over it is 414. Default: 4,096.
@@ -65,6 +71,7 @@ impl Default for Config {
             try_files: TryFiles::default(),
             deny: Vec::new(),
             script_root: None,
+            filter: false,
             links: Links::default(),
             max_path: DEFAULT_MAX_PATH,
         }
@@ -127,6 +134,9 @@ impl<S: Application, F: Application> Application for Site<S, F> {
         match place {
             Place::Script { mounted_at, script, path_info, query } => {
                 site.describe(&mut environ, &mounted_at, &script, &path_info, query)?;
+                if site.config.filter {
+                    environ = site.with_file(environ, &script).await?;
+                }
                 site.scripts.call(environ, start_response).await
             }
             Place::File { mounted_at, file } => {
@@ -276,6 +286,18 @@ impl<S, F> Shared<S, F> {
     fn is_denied(&self, path: &Relative) -> bool {
         let path = path.absolute();
         self.config.deny.iter().any(|pattern| pattern.matches(&path))
+    }
+
+    /// Adds what a Filter is to filter.
+    async fn with_file(&self, mut environ: Environ, script: &Relative) -> Result<Environ, Error> {
+        let Found::File(file, metadata) = self.root.find(script).await.map_err(LookupError::into_error)? else {
+            return Err(LookupError::Missing.into_error());
+        };
+        let since_1970 = metadata.modified().ok().and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+        environ.set("FCGI_DATA_LENGTH", metadata.len().to_string())?;
+        environ.set("FCGI_DATA_LAST_MOD", since_1970.unwrap_or_default().as_secs().to_string())?;
+        let range = FileRange { file: Arc::new(file), offset: 0, len: metadata.len(), block_size: DEFAULT_BLOCK_SIZE };
+        Ok(environ.with_data(Input::from_file(range)))
     }
 
     /// Tells the script who it is, in the words that php-fpm and php-cgi listen to.

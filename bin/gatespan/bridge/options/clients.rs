@@ -1,9 +1,12 @@
 //! The options that say who the client is and what it may, and the middleware's settings that are made of them.
 
+use std::time::Duration;
+
 use clap::Args;
 use gatespan::address::{Address, Network, Trusted};
-use gatespan::middleware::{ClientAddressConfig, ClientField};
+use gatespan::middleware::{AuthorizerConfig, ClientAddressConfig, ClientField};
 
+use super::set;
 use crate::bridge::target;
 use crate::values;
 
@@ -14,6 +17,9 @@ pub(crate) struct Clients {
     /// --route's prefix before it, for what is sent there alone. May be repeated
     #[arg(long = "authorizer", value_name = "[/PREFIX=]TO", value_parser = parse_authorizer)]
     pub(crate) authorizers: Vec<(Option<String>, Address)>,
+    /// How long an authorizer may take for its verdict; then 504 [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = values::duration, requires = "authorizers")]
+    pub(crate) authorizer_timeout: Option<Duration>,
     /// A proxy whose word is taken for who its client is: an address, a network such as 10.0.0.0/8, or unix: for peers on a Unix socket. May be
     /// repeated
     #[arg(long = "trusted-proxy", value_name = "NETWORK", value_parser = parse_trusted)]
@@ -61,6 +67,12 @@ impl Clients {
             all.unix |= trusted.unix;
         }
         all
+    }
+
+    pub(crate) fn authorizer(&self) -> AuthorizerConfig {
+        let mut config = AuthorizerConfig::default();
+        set(&mut config.timeout, self.authorizer_timeout);
+        config
     }
 
     pub(crate) fn client_address(&self) -> Option<ClientAddressConfig> {

@@ -11,15 +11,17 @@ use gatespan::upstream::cgi::spawn::Identity;
 
 use super::set;
 use crate::bridge::Arguments;
+use crate::bridge::roots::{self, Root};
 use crate::values;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Scripts (cgi:, fastcgi:)")]
 pub(crate) struct Scripts {
     /// For cgi: a further folder that scripts may lie in, after TO's; may be repeated. For fastcgi: the folder of a site, whose scripts go to TO (where
-    /// TO is none, to the FastCGI servers of routes) and whose files are sent
-    #[arg(long = "root", value_name = "FOLDER")]
-    pub(crate) roots: Vec<PathBuf>,
+    /// TO is none, to the FastCGI servers of routes) and whose files are sent. With a --route's prefix before it, for what is sent there alone; /=FOLDER is
+    /// TO's
+    #[arg(long = "root", value_name = "[/PREFIX=]FOLDER", value_parser = roots::parse)]
+    pub(crate) roots: Vec<Root>,
     /// What answers for its folder. May be repeated; the first that is there counts [default: index.php and index.html for a site, index.html for
     /// file:, none for cgi:]
     #[arg(long, value_name = "NAME")]
@@ -143,11 +145,8 @@ pub(crate) struct Files {
 impl Arguments {
     pub(crate) fn cgi_config(&self) -> anyhow::Result<cgi::Config> {
         let mut config = cgi::Config::default();
-        let Scripts { roots, index, interpreters, env, pass_env, user, group, isindex, stderr_to_server, debug } =
+        let Scripts { roots: _, index, interpreters, env, pass_env, user, group, isindex, stderr_to_server, debug } =
             &self.scripts;
-        if self.site_root().is_none() {
-            config.roots.clone_from(roots);
-        }
         config.index.clone_from(index);
         config.interpreters.clone_from(interpreters);
         config.environment.clone_from(env);

@@ -1,10 +1,13 @@
 //! The options of FastCGI servers and programs and of HTTP servers, and the upstreams' settings that are made of them.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use gatespan::address::{Address, Endpoint};
+use gatespan::protocol::fastcgi::Role;
 use gatespan::upstream::{fastcgi, http};
 
 use super::scripts::RequestBody;
@@ -36,6 +39,13 @@ pub(crate) struct Servers {
     /// Share a connection between so many requests, where a FastCGI server says that it takes that [default: one request at a time]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(2..))]
     pub(crate) multiplex: Option<u16>,
+    /// What a FastCGI server is asked to be: a responder; an authorizer, whose verdict is then the answer; or a filter, which also gets the file of a
+    /// site that it is to filter [default: what the web server asks for, and a responder where none does]
+    #[arg(long, value_name = "ROLE", value_enum)]
+    pub(crate) role: Option<RoleAsked>,
+    /// Set a param for FastCGI servers, besides or in the place of what the request, or its site, says. May be repeated
+    #[arg(long = "param", value_name = "NAME=VALUE", value_parser = values::variable)]
+    pub(crate) params: Vec<(OsString, OsString)>,
     /// What an HTTP server is told of the client: nothing, X-Forwarded-For, -Proto, -Host and -Port, or Forwarded (RFC 7239) [default: x]
     #[arg(long, value_name = "FIELDS", value_enum)]
     pub(crate) forwarded: Option<ClientFields>,
@@ -45,9 +55,22 @@ pub(crate) struct Servers {
     /// The path that an HTTP server is asked for: the whole of it, or what comes after a --route's prefix or --script-name [default: whole]
     #[arg(long, value_name = "WHICH", value_enum)]
     pub(crate) path: Option<PathSent>,
+    /// What this bridge calls itself in Via, in requests to HTTP servers and in their answers, or off [default: gatespan]
+    #[arg(long, value_name = "NAME|off")]
+    pub(crate) via: Option<String>,
+    /// How long nothing may pass either way where a client and an HTTP server speak WebSocket [default: 5m]
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    pub(crate) tunnel_timeout: Option<Duration>,
     /// The certificates that an https: server's must come from, in a file of PEM [default: those that the system trusts]
     #[arg(long, value_name = "FILE")]
     pub(crate) ca_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RoleAsked {
+    Responder,
+    Authorizer,
+    Filter,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -98,6 +121,11 @@ impl Arguments {
     pub(crate) fn fastcgi_config(&self) -> fastcgi::Config {
         let mut config = fastcgi::Config::default();
         let (servers, bodies, times, numbers) = (&self.servers, &self.bodies, &self.times, &self.numbers);
+        config.role = servers.role.map(|role| match role {
+            RoleAsked::Responder => Role::Responder,
+            RoleAsked::Authorizer => Role::Authorizer,
+            RoleAsked::Filter => Role::Filter,
+        });
         if let Some(keep_alive) = servers.keep_alive {
             config.keep_alive = keep_alive == OnOff::On;
         }
@@ -122,6 +150,11 @@ impl Arguments {
         config
     }
 
+    pub(crate) fn params(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let bytes = |text: &OsString| text.as_bytes().to_vec();
+        self.servers.params.iter().map(|(name, value)| (bytes(name), bytes(value))).collect()
+    }
+
     pub(crate) fn http_config(&self) -> http::Config {
         let mut config = http::Config::default();
         let (servers, times, numbers) = (&self.servers, &self.times, &self.numbers);
@@ -139,6 +172,10 @@ impl Arguments {
                 ClientFields::Forwarded => http::ForwardedFields::Forwarded,
             };
         }
+        if let Some(name) = &servers.via {
+            config.via = (name != "off").then(|| name.clone());
+        }
+        set(&mut config.tunnel_timeout, servers.tunnel_timeout);
         config.trusted = self.clients.trusted();
         set(&mut config.idle, servers.pool_size);
         if servers.keep_alive == Some(OnOff::Off) {

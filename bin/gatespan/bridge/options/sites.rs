@@ -7,6 +7,7 @@ use gatespan::upstream::files::Coding;
 use gatespan::upstream::site::{Pattern, TryFiles};
 use gatespan::upstream::{files, site};
 
+use super::servers::RoleAsked;
 use super::set;
 use crate::bridge::Arguments;
 
@@ -95,6 +96,7 @@ impl Arguments {
         set(&mut config.try_files, sites.try_files.clone());
         config.deny.clone_from(&sites.deny);
         config.script_root.clone_from(&sites.script_root);
+        config.filter = self.servers.role == Some(RoleAsked::Filter);
         config.links = self.links();
         Ok(config)
     }

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use rustix::process::{Pid, WaitOptions, waitpid};
 
 use super::{Command, SpawnError, Step};
+use crate::upstream::signals::Blocked;
 
 /// Starts a program with descriptors 0, 1 and 2. The child writes its number to `slot` as soon as its group exists. A descriptor for
 /// the process comes with it where the kernel makes both at once.
@@ -415,31 +416,6 @@ impl Drop for Stack {
         // SAFETY: the mapping is this value's own, and no child runs on it: the thread would stand still.
         unsafe { libc::munmap(self.mapping, GUARD_SIZE + STACK_SIZE) };
     }
-}
-
-/// All signals are blocked for this thread while this is there, those that libc keeps for itself too.
-pub(in crate::upstream::cgi) struct Blocked(u64);
-
-impl Blocked {
-    pub(in crate::upstream::cgi) fn all() -> Self {
-        Self(set_mask(u64::MAX))
-    }
-}
-
-impl Drop for Blocked {
-    fn drop(&mut self) {
-        set_mask(self.0);
-    }
-}
-
-/// Sets the signals that are blocked for this thread and returns those that were.
-fn set_mask(mask: u64) -> u64 {
-    let mut before = 0_u64;
-    // SAFETY: both are pointers to sets of signals of the kernel's size. It can't fail then.
-    unsafe {
-        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, &raw mut before, size_of::<u64>())
-    };
-    before
 }
 
 /// The signals that this process ignored when it started its first program. Bit 0 is signal 1.

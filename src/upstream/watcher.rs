@@ -27,7 +27,7 @@ use std::time::Duration;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, WaitOptions, waitpid};
 
-use super::spawn::Blocked;
+use super::signals::Blocked;
 
 /// How many programs can be watched at once.
 pub const WATCHED: usize = 65_536;
@@ -78,6 +78,26 @@ impl Watcher {
             Some(error) => Err(io::Error::from_raw_os_error(error)),
             None => Err(io::Error::other("the process that was to start the watcher was killed")),
         }
+    }
+
+    /// Sees to it that a program which is about to be started leads a watched group. The place is to be held until it has been waited for.
+    #[cfg(feature = "upstream-fastcgi")]
+    pub(super) fn watch(&self, command: &mut std::process::Command) -> io::Result<Place> {
+        use std::os::unix::process::CommandExt;
+
+        let place =
+            self.place().ok_or_else(|| io::Error::other(format!("expected at most {WATCHED} programs at once")))?;
+        let (shared, index) = (self.shared.clone(), place.index);
+        command.process_group(0);
+        // SAFETY: what runs in the child is a system call and a store to memory that it shares with this process; it neither allocates nor takes a
+        // lock. std has made it the leader of its group by then, and it holds a copy of the pipe.
+        unsafe {
+            command.pre_exec(move || {
+                shared.table.numbers()[index].store(std::process::id(), Ordering::Relaxed);
+                Ok(())
+            })
+        };
+        Ok(place)
     }
 
     /// A place for one more group, if there is one.

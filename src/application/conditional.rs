@@ -1,41 +1,44 @@
-//! Conditional requests (RFC 9110 section 13) and ranges (section 14) for one file.
+//! Conditional requests (RFC 9110 section 13) and ranges (section 14) for one file, whoever serves it.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::Coding;
-use crate::application::Environ;
+use super::environ::Environ;
 
 /// What tells one state of a file from another.
-#[derive(Debug, Clone)]
-pub(super) struct Validators {
-    etag: String,
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Validators {
+    /// With its quotes, and W/ before them where it is weak.
+    pub(crate) etag: Option<Vec<u8>>,
     /// In whole seconds, which is all that HTTP's dates hold.
-    modified: Option<SystemTime>,
+    pub(crate) modified: Option<SystemTime>,
 }
 
 impl Validators {
-    /// Of a file, or of its copy in that coding.
-    pub(super) fn of(metadata: &Metadata, coding: Option<Coding>) -> Self {
+    /// Of a file, or of its copy in some coding, whose name goes into the tag.
+    pub(crate) fn of(metadata: &Metadata, coding: Option<&str>) -> Self {
         let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
-        let suffix = coding.map(|coding| format!("-{}", coding.name())).unwrap_or_default();
+        let suffix = coding.map(|coding| format!("-{coding}")).unwrap_or_default();
         let modified = u64::try_from(seconds).ok().map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
-        Self { etag: format!("\"{seconds:x}.{nanoseconds:x}-{:x}{suffix}\"", metadata.len()), modified }
+        let etag = format!("\"{seconds:x}.{nanoseconds:x}-{:x}{suffix}\"", metadata.len());
+        Self { etag: Some(etag.into_bytes()), modified }
     }
 
-    pub(super) fn etag(&self) -> &str {
-        &self.etag
+    /// As a response's fields have them.
+    pub(crate) fn of_fields(etag: Option<&[u8]>, last_modified: Option<&[u8]>) -> Self {
+        Self { etag: etag.map(|etag| etag.trim_ascii().to_vec()), modified: last_modified.and_then(date) }
     }
 
-    pub(super) fn modified(&self) -> Option<SystemTime> {
-        self.modified
+    /// The date for Last-Modified: none that lies in the future (RFC 9110 8.8.2.1).
+    pub(crate) fn last_modified(&self) -> Option<String> {
+        self.modified.filter(|modified| *modified <= SystemTime::now()).map(httpdate::fmt_http_date)
     }
 }
 
 /// What a request gets of a file that is there.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     Whole,
     Part { offset: u64, len: u64 },
     NotModified,
@@ -44,14 +47,11 @@ pub(super) enum Outcome {
 }
 
 /// In the order of RFC 9110 13.2.2.
-pub(super) fn outcome(environ: &Environ, validators: &Validators, len: u64) -> Outcome {
-    let date = |name: &str| {
-        let text = std::str::from_utf8(environ.get(name)?).ok()?;
-        httpdate::parse_http_date(text).ok()
-    };
+pub(crate) fn outcome(environ: &Environ, validators: &Validators, len: u64) -> Outcome {
+    let date = |name: &str| environ.get(name).and_then(date);
     if let Some(tags) = environ.get("HTTP_IF_MATCH") {
         // 13.1.1: strong comparison.
-        if !lists(tags, &validators.etag, false) {
+        if !lists(tags, validators.etag.as_deref(), false) {
             return Outcome::PreconditionFailed;
         }
     } else if let Some((since, modified)) = date("HTTP_IF_UNMODIFIED_SINCE").zip(validators.modified)
@@ -61,7 +61,7 @@ pub(super) fn outcome(environ: &Environ, validators: &Validators, len: u64) -> O
     }
     if let Some(tags) = environ.get("HTTP_IF_NONE_MATCH") {
         // 13.1.2: weak comparison.
-        if lists(tags, &validators.etag, true) {
+        if lists(tags, validators.etag.as_deref(), true) {
             return Outcome::NotModified;
         }
     } else if let Some((since, modified)) = date("HTTP_IF_MODIFIED_SINCE").zip(validators.modified)
@@ -76,16 +76,35 @@ pub(super) fn outcome(environ: &Environ, validators: &Validators, len: u64) -> O
     }
 }
 
-/// Whether a list of entity tags has that one.
-fn lists(list: &[u8], etag: &str, weakly: bool) -> bool {
+fn date(text: &[u8]) -> Option<SystemTime> {
+    httpdate::parse_http_date(std::str::from_utf8(text).ok()?.trim()).ok()
+}
+
+/// Whether a list of entity tags has that one. Compared strongly, a tag that is weak on either side is like none.
+fn lists(list: &[u8], etag: Option<&[u8]>, weakly: bool) -> bool {
     if list.trim_ascii() == b"*" {
         return true;
     }
-    // A comma may be part of a tag, and none of ours has one: what is cut there is not ours.
-    list.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).any(|tag| match tag.strip_prefix(b"W/") {
-        Some(tag) => weakly && tag == etag.as_bytes(),
-        None => tag == etag.as_bytes(),
-    })
+    let Some((own, own_is_weak)) = etag.map(opaque) else { return false };
+    let mut rest = list;
+    while let Some(start) = memchr::memchr(b'"', rest)
+        && let Some(len) = memchr::memchr(b'"', &rest[start + 1..])
+    {
+        let (tag, is_weak) = (&rest[start..start + len + 2], rest[..start].ends_with(b"W/"));
+        if tag == own && (weakly || !(is_weak || own_is_weak)) {
+            return true;
+        }
+        rest = &rest[start + len + 2..];
+    }
+    false
+}
+
+/// A tag without what makes it weak, and whether it was.
+fn opaque(tag: &[u8]) -> (&[u8], bool) {
+    match tag.strip_prefix(b"W/") {
+        Some(tag) => (tag, true),
+        None => (tag, false),
+    }
 }
 
 /// If-Range (13.1.5): the range is of this state of the file, or not wanted.
@@ -93,9 +112,10 @@ fn range_counts(environ: &Environ, validators: &Validators) -> bool {
     let Some(condition) = environ.get("HTTP_IF_RANGE") else { return true };
     let condition = condition.trim_ascii();
     if condition.starts_with(b"\"") || condition.starts_with(b"W/") {
-        return condition == validators.etag.as_bytes();
+        // A weak one is never good enough for putting parts together.
+        return validators.etag.as_deref() == Some(condition) && !opaque(condition).1;
     }
-    let date = std::str::from_utf8(condition).ok().and_then(|text| httpdate::parse_http_date(text).ok());
+    let date = date(condition);
     // A date is a strong validator only once its second is over.
     let is_settled = |modified: &SystemTime| {
         SystemTime::now().duration_since(*modified).is_ok_and(|age| age > Duration::from_secs(1))
@@ -142,7 +162,7 @@ mod tests {
     const BEFORE: &str = "Sun, 06 Nov 1994 08:49:36 GMT";
 
     fn validators() -> Validators {
-        Validators { etag: "\"a-1\"".into(), modified: httpdate::parse_http_date(MODIFIED).ok() }
+        Validators { etag: Some("\"a-1\"".into()), modified: httpdate::parse_http_date(MODIFIED).ok() }
     }
 
     fn outcome_of(method: &str, pairs: &[(&str, &str)]) -> Outcome {
@@ -182,6 +202,18 @@ mod tests {
             assert_eq!(outcome_of("GET", pairs), expected, "{pairs:?}");
         }
         assert_eq!(outcome_of("HEAD", &[("HTTP_RANGE", "bytes=0-0")]), Whole);
+    }
+
+    #[test]
+    fn a_weak_tag_of_ones_own_is_good_for_weak_comparison_only() {
+        let weak = Validators::of_fields(Some(b" W/\"a,b\""), None);
+        let outcome_of = |name, value| {
+            let pairs = [("REQUEST_METHOD", "GET"), ("HTTP_RANGE", "bytes=0-0"), (name, value)];
+            outcome(&Environ::new(Variables::from_iter(pairs)), &weak, 10)
+        };
+        assert_eq!(outcome_of("HTTP_IF_NONE_MATCH", "\"x\", \"a,b\""), Outcome::NotModified);
+        assert_eq!(outcome_of("HTTP_IF_MATCH", "W/\"a,b\", \"a,b\""), Outcome::PreconditionFailed);
+        assert_eq!(outcome_of("HTTP_IF_RANGE", "W/\"a,b\""), Outcome::Whole);
     }
 
     #[test]
