@@ -53,13 +53,12 @@ pub(super) fn run(watched: &Receiver<Watched>, screen: &Arc<Screen>, about: Abou
                     break;
                 }
             }
-            if screen.is_lost() {
-                return Ok(());
-            }
             view.messages = screen.messages();
             view.size = ratatui::layout::Rect::from((ratatui::layout::Position::ORIGIN, terminal.size()?));
             view.refresh();
-            terminal.draw(|frame| draw::draw(frame, &mut view))?;
+            if !screen.draw(|| terminal.draw(|frame| draw::draw(frame, &mut view)).map(drop))? {
+                return Ok(());
+            }
         }
     });
     if let Err(error) = shown {

@@ -8,7 +8,8 @@ use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 
 use ratatui::DefaultTerminal;
 
@@ -20,6 +21,9 @@ const MAX_MESSAGES: usize = 200;
 /// The longest line of standard error that is kept whole.
 const MAX_MESSAGE_LEN: usize = 1000;
 
+/// How long drawing may take before the terminal is given back in the middle of it.
+const DRAWN_WITHIN: Duration = Duration::from_millis(500);
+
 /// What whoever may have to give the terminal back holds.
 #[derive(Debug, Default)]
 pub(in crate::tap) struct Screen {
@@ -28,6 +32,8 @@ pub(in crate::tap) struct Screen {
     messages: Mutex<VecDeque<String>>,
     /// The terminal was given back while the view was on it.
     is_lost: AtomicBool,
+    /// Held while something is drawn.
+    drawing: Mutex<()>,
 }
 
 impl Screen {
@@ -59,7 +65,13 @@ impl Screen {
         let stderr = self.stderr.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(stderr) = stderr else { return };
         self.is_lost.store(true, Ordering::Release);
+        // What is being drawn is drawn to its end. After a panic in the middle of that, nobody lets go of it.
+        let until = Instant::now() + DRAWN_WITHIN;
+        while matches!(self.drawing.try_lock(), Err(TryLockError::WouldBlock)) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         ratatui::restore();
+        let _ = ratatui::crossterm::execute!(io::stdout(), ratatui::crossterm::cursor::Show);
         // Where it can't be put back, there is nobody to tell.
         let _ = rustix::stdio::dup2_stderr(&stderr);
         let mut lines = String::new();
@@ -70,8 +82,13 @@ impl Screen {
         let _ = io::stderr().lock().write_all(lines.as_bytes());
     }
 
-    pub(super) fn is_lost(&self) -> bool {
-        self.is_lost.load(Ordering::Acquire)
+    /// Draws, unless the terminal was given back; false then.
+    pub(super) fn draw(&self, draw: impl FnOnce() -> io::Result<()>) -> io::Result<bool> {
+        let _drawing = self.drawing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_lost.load(Ordering::Acquire) {
+            return Ok(false);
+        }
+        draw().map(|()| true)
     }
 
     pub(super) fn messages(&self) -> Vec<String> {
