@@ -551,7 +551,7 @@ fn the_tool_reads_captures() {
         let (found, _) = gatespan(&["convert", "--to", "json", "--port", "9000", &path]);
         assert!(sorted(&found) == sorted(&lines), "{name}");
         let (found, said) = gatespan(&["decode", "--port", "9001", &path]);
-        assert_eq!(String::from_utf8(found).unwrap().lines().count(), 0, "{name}");
+        assert!(found.starts_with(b"0 entries, "), "{name}: {}", found.escape_ascii());
         let expected = format!("gatespan: {path}: expected connections that carry FastCGI, got none; left out: ");
         assert!(said.starts_with(&expected) && said.ends_with(" packets from and to other ports\n"), "{said}");
     }
