@@ -95,7 +95,7 @@ fn what_fails_is_exit_code_1_with_its_causes_on_standard_error() {
     assert_eq!(unknown.status.code(), Some(1));
     let message = String::from_utf8(unknown.stderr).unwrap();
     assert!(
-        message.contains("expected one of the commands bridge, demo, request, convert, decode, completions, man"),
+        message.contains("expected one of the commands bridge, tap, demo, request, convert, decode, completions, man"),
         "{message}"
     );
 
