@@ -82,7 +82,7 @@ impl Exchange {
         exchange.put(Direction::ToApplication, RecordType::BeginRequest, &begin.encode());
         // Names and values longer than a record straddle several, as the protocol has it; longer than it has numbers for there is none.
         if let Ok(contents) = Contents::lay_out(environ.variables().iter(), usize::MAX) {
-            contents.iter().for_each(|content| exchange.put(Direction::ToApplication, RecordType::Params, &content));
+            contents.iter().for_each(|content| exchange.put(Direction::ToApplication, RecordType::Params, content));
         }
         exchange.put(Direction::ToApplication, RecordType::Params, b"");
         exchange
