@@ -1379,6 +1379,9 @@ async fn the_longest_time_there_is_is_no_limit() {
     };
     let server = start(application, config).await;
     let mut running = server.connect().await;
+    // From here on the connection is one of those that are finished.
+    let fast = running.get("/fast", true);
+    assert!(running.answer(fast).await.is_complete());
     let slow = running.get("/slow", true);
     running.flush().await;
     server.stop.cancel();
