@@ -715,7 +715,7 @@ async fn malformed_params_are_400_and_the_connection_goes_on() {
 #[tokio::test]
 async fn a_content_length_that_is_no_number_is_400() {
     let (mut client, _served) = connect(hello, config());
-    for length in ["x", "-1", "1 2", "99999999999999999999999", "+1", "0x10"] {
+    for length in ["x", "-2", "1 2", "99999999999999999999999", "+1", "0x10"] {
         let id = client.begin(Role::Responder, true, &[("CONTENT_LENGTH", length)]);
         client.end.end_stdin(id);
         assert!(client.answer(id).await.text().starts_with("Status: 400 "), "{length}");
@@ -724,6 +724,21 @@ async fn a_content_length_that_is_no_number_is_400() {
     let id = client.begin(Role::Responder, true, &[("CONTENT_LENGTH", "")]);
     client.end.end_stdin(id);
     assert!(client.answer(id).await.text().starts_with("Status: 200 "));
+}
+
+/// Caddy says -1 of a body in chunks.
+#[tokio::test]
+async fn a_content_length_of_minus_one_is_none_and_the_body_is_read_to_its_end() {
+    let application = |mut environ: Environ, start_response: StartResponse| async move {
+        start_response.start("200 OK", PLAIN)?;
+        let body = environ.input().read_to_end(100).await?;
+        Ok::<_, Error>(format!("{:?} {}", environ.get("CONTENT_LENGTH"), body.escape_ascii()))
+    };
+    let (mut client, _served) = connect(application, config());
+    let id = client.begin(Role::Responder, true, &[("REQUEST_METHOD", "POST"), ("CONTENT_LENGTH", "-1")]);
+    client.end.stdin(id, "in chunks".into());
+    client.end.end_stdin(id);
+    assert_eq!(client.answer(id).await.body(), b"None in chunks");
 }
 
 #[tokio::test]

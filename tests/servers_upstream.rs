@@ -1,4 +1,5 @@
-//! The FastCGI forwarder in front of real servers: php-fpm, php-cgi, programs in C on libfcgi and in Perl, and our own gateway.
+//! The FastCGI forwarder in front of real servers: php-fpm, php-cgi, programs in C on libfcgi, in Perl and in Rust on
+//! tokio-fastcgi, and our own gateway.
 #![cfg(all(feature = "fastcgi", feature = "upstream-fastcgi"))]
 
 mod support;
@@ -326,6 +327,54 @@ async fn a_program_in_perl_answers() {
         }
         programs.shutdown().await;
     }
+}
+
+/// The crate of that name as a server: it tells the query and the length and the sum of the bytes of its input.
+async fn tokio_fastcgi(listener: tokio::net::UnixListener) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else { return };
+        tokio::spawn(async move {
+            let mut requests = tokio_fastcgi::Requests::from_split_socket(stream.into_split(), 8, 8);
+            while let Ok(Some(request)) = requests.next().await {
+                let answered = request.process(|request| async move {
+                    let mut body = Vec::new();
+                    if request.get_stdin().read_to_end(&mut body).is_err() {
+                        return tokio_fastcgi::RequestResult::Complete(1);
+                    }
+                    let query = request.get_str_param("query_string").unwrap_or_default();
+                    let sum: u64 = body.iter().map(|byte| u64::from(*byte)).sum();
+                    let answer = format!("Content-Type: text/plain\n\n{query} {} {sum}\n", body.len());
+                    match request.get_stdout().write(answer.as_bytes()).await {
+                        Ok(_) => tokio_fastcgi::RequestResult::Complete(0),
+                        Err(_) => tokio_fastcgi::RequestResult::Complete(1),
+                    }
+                });
+                if answered.await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_in_rust_on_tokio_fastcgi_answers() {
+    let scratch = Scratch::new();
+    let path = scratch.path("tokio-fastcgi.sock");
+    let server = tokio::spawn(tokio_fastcgi(tokio::net::UnixListener::bind(&path).unwrap()));
+    for config in configs(4) {
+        let forwarder = forwarder(Endpoint::Unix(path.clone()), config);
+        for (number, (len, is_announced)) in
+            [(0, true), (1, true), (65_536, true), (1_000_000, true), (1_000_000, false)].into_iter().enumerate()
+        {
+            let post = environ("POST", Path::new("/app"), "/", &format!("n={number}"));
+            let answer = ask(&forwarder, upload(post, len, is_announced)).await;
+            let sum: u64 = pattern::blocks(len).flatten().map(u64::from).sum();
+            assert_eq!((answer.status, answer.text), (200, format!("n={number} {len} {sum}\n")));
+            assert_eq!(answer.cut, None);
+        }
+    }
+    server.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

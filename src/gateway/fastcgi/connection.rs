@@ -345,7 +345,16 @@ impl<S: Transport, A: Application> Connection<S, A> {
         if environ.variables().pairs().contains_byte(0) {
             return Err((400, "expected params without NUL".into()));
         }
-        let stdin = environ.meta().content_length().map_err(|error| (400, error.to_string()))?;
+        let length = environ.meta().content_length();
+        let stdin = match length {
+            Ok(length) => length,
+            // Caddy's word for a body whose length it does not know. The rest of the world has none for it.
+            Err(_) if environ.get("CONTENT_LENGTH") == Some(b"-1") => {
+                environ.variables_mut().remove("CONTENT_LENGTH");
+                None
+            }
+            Err(error) => return Err((400, error.to_string())),
+        };
         // Where FCGI_DATA_LENGTH is missing, the stream's own end is the file's.
         let data_length = if role == Role::Filter { environ.get("FCGI_DATA_LENGTH") } else { None };
         let data = match data_length {
