@@ -646,6 +646,25 @@ async fn the_time_for_an_unread_body_begins_when_the_answer_is_written() {
 // ---- Limits ----
 
 #[tokio::test]
+async fn a_request_whose_content_length_is_sent_is_over_although_its_answer_still_waits() {
+    // HAProxy sends another in its place as soon as it has all that was announced, whether or not it has seen END_REQUEST.
+    let application = |_: Environ, start_response: StartResponse| async move {
+        start_response.start("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "4096")])?;
+        Ok::<_, Error>(Body::stream(tokio_stream::iter([Ok::<_, io::Error>(Bytes::from_static(&[b'x'; 4096]))])))
+    };
+    let (theirs, ours) = tokio::io::duplex(512);
+    let _served = spawn(ours, application, Config { output_window: 1024, max_requests_per_connection: 1, ..config() });
+    let mut client = Client::new(theirs);
+    let first = client.get("/1", true);
+    client.wait_for(first, "200 OK").await;
+    let second = client.get("/2", true);
+    for id in [first, second] {
+        let answer = client.answer(id).await;
+        assert!(answer.is_complete() && answer.text().starts_with("Status: 200 OK"), "{}", answer.text());
+    }
+}
+
+#[tokio::test]
 async fn a_request_too_many_is_overloaded_with_a_503_page() {
     let (application, notify) = slow_or_fast();
     for config in [Config { max_requests: 2, ..config() }, Config { max_requests_per_connection: 2, ..config() }] {

@@ -484,7 +484,8 @@ impl<S: Transport, A: Application> Connection<S, A> {
         let window = self.gateway.config.output_window;
         let mut progress = false;
         loop {
-            if self.end.output().len() >= window && !self.requests[index].state.is_given_up() {
+            let state = &self.requests[index].state;
+            if self.end.output().len() >= window && !state.is_given_up() && !state.is_all_sent() {
                 self.held_up = true;
                 break;
             }
@@ -984,6 +985,12 @@ fn last_stream(role: Role) -> RecordType {
 impl State {
     fn is_given_up(&self) -> bool {
         matches!(self, Self::Closing(..) | Self::Over)
+    }
+
+    /// Whether Content-Length owes nothing any more. The web server may count such a request as over, and HAProxy sends another in its place: its
+    /// END_REQUEST must not wait behind its data for room.
+    fn is_all_sent(&self) -> bool {
+        matches!(self, Self::Sending(body) if body.exact_len() == Some(0))
     }
 }
 
