@@ -1,7 +1,7 @@
 //! The servers' side of a test: folders, configurations made from the fixtures, processes that end with the test.
 
-use std::io::{ErrorKind, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -11,12 +11,17 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, fs, process, thread};
 
+use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_reuseaddr;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 use rustix::process::{Pid, Signal, getuid, kill_process, kill_process_group};
 
 /// How long a server may take from its start until it accepts a connection.
 const READY_WITHIN: Duration = Duration::from_secs(20);
 /// How long a server may take to end by itself once it was told to.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
+/// How many bytes of a log are shown at most, its last ones: what failed must be found among them.
+const LOG_SHOWN: usize = 4096;
 /// The account that Debian's web servers work as when root starts them.
 const WEB_USER: &str = "www-data";
 
@@ -86,7 +91,8 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         let pid = Pid::from_child(&self.child);
-        let _ = match self.child.try_wait() {
+        let ended = self.child.try_wait();
+        let _ = match &ended {
             Ok(None) => kill_process(pid, Signal::TERM),
             // It ended before; only what it started can be left.
             _ => kill_process_group(pid, Signal::TERM),
@@ -99,9 +105,13 @@ impl Drop for Server {
         let _ = kill_process_group(pid, Signal::KILL);
         let _ = self.child.wait();
         if thread::panicking() {
+            if let Ok(Some(status)) = ended {
+                eprintln!("---- {} had ended by itself: {status}", self.name);
+            }
             for log in &self.logs {
-                let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-                eprintln!("---- {} wrote to {}:\n{text}", self.name, log.display());
+                let bytes = fs::read(log).unwrap_or_default();
+                let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG_SHOWN)..]);
+                eprintln!("---- {} wrote to {}, {} bytes:\n{text}", self.name, log.display(), bytes.len());
             }
         }
     }
@@ -227,15 +237,21 @@ impl Listening {
 
 /// A loopback address that nobody listens on. It lies below the ports that outgoing connections are given, so that none
 /// of these can take it before the server does.
+///
+/// Nothing listens here to find out, not for a moment: the children that other tests fork just then would go on with it.
 pub fn free_address() -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {
         let start = 20_000 + (process::id() % 600) as u16 * 20;
         let port = start + NEXT.fetch_add(1, Ordering::Relaxed) % 700;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        match TcpListener::bind(address) {
-            Ok(_) => return address,
-            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .expect("a socket can be made");
+        // As servers do: what else was bound like this and does not listen is in nobody's way.
+        set_socket_reuseaddr(&socket, true).expect("an option of a socket can be set");
+        match bind(&socket, &address) {
+            Ok(()) => return address,
+            Err(Errno::ADDRINUSE) => {}
             Err(error) => panic!("{address}: {error}"),
         }
     }
