@@ -35,6 +35,10 @@ const CONTENDERS: [(&str, fn(&Job) -> Result<usize>); 4] = [
     ("gatespan Host", our_host),
 ];
 
+/// The bare loop, whose programs get no environment, and the same with the variables that the host's programs get.
+const BARE: &str = "bare vfork loop";
+const BARE_WITH_VARIABLES: &str = "the same, with variables";
+
 /// What the programs' answer ends with.
 const ANSWER: &[u8] = b"\r\n\r\nHello, world!\n";
 
@@ -87,15 +91,26 @@ fn measure(arguments: &[String]) -> Result<()> {
         }
         for at_once in [1, 2, 8] {
             let mut samples: Vec<Vec<Sample>> = Vec::new();
-            let names: Vec<&str> = ["bare vfork loop"]
+            let names: Vec<&str> = [BARE, BARE_WITH_VARIABLES]
                 .into_iter()
-                .chain(CONTENDERS.iter().map(|(name, _)| *name))
-                .filter(|name| *name == "bare vfork loop" || only.as_deref().is_none_or(|only| name.contains(only)))
+                .chain(
+                    CONTENDERS
+                        .iter()
+                        .map(|(name, _)| *name)
+                        .filter(|name| only.as_deref().is_none_or(|only| name.contains(only))),
+                )
                 .collect();
             for _ in 0..rounds {
                 let round = names.iter().map(|name| {
                     let mut command = match *name {
-                        "bare vfork loop" => Command::new(&bare),
+                        BARE | BARE_WITH_VARIABLES => {
+                            let mut command = Command::new(&bare);
+                            command.env_clear();
+                            if *name == BARE_WITH_VARIABLES {
+                                command.envs(load::variables("GET", 0));
+                            }
+                            command
+                        }
                         name => {
                             let mut command = Command::new(&myself);
                             command.arg("--run").arg(name);
@@ -107,12 +122,20 @@ fn measure(arguments: &[String]) -> Result<()> {
                 });
                 samples.push(round.collect::<Result<_>>()?);
             }
-            println!("\n{:<34} {:>8} {:>7} {:>8}", format!("{what}, {at_once} at once"), "runs/s", "x bare", "CPU µs");
+            println!(
+                "\n{:<34} {:>8} {:>7} {:>9} {:>8}",
+                format!("{what}, {at_once} at once"),
+                "runs/s",
+                "x bare",
+                "x same",
+                "CPU µs"
+            );
             for (index, name) in names.iter().enumerate() {
                 let rate = median(samples.iter().map(|round| round[index].rate));
-                let ratio = median(samples.iter().map(|round| round[index].rate / round[0].rate));
+                let [ratio, same] =
+                    [0, 1].map(|bare| median(samples.iter().map(|round| round[index].rate / round[bare].rate)));
                 let cpu = median(samples.iter().map(|round| round[index].cpu));
-                println!("{name:<34} {rate:>8.0} {ratio:>7.2} {cpu:>8.1}");
+                println!("{name:<34} {rate:>8.0} {ratio:>7.2} {same:>9.2} {cpu:>8.1}");
             }
         }
     }

@@ -1,4 +1,5 @@
-//! What the tap costs: one FastCGI server asked directly, through `gatespan bridge`, and through `gatespan tap` with all it can do.
+//! What the tap costs: one FastCGI server asked directly, through `gatespan bridge`, through a relay of a few lines that only passes bytes on, and
+//! through `gatespan tap` with all it can do.
 //!
 //! `cargo bench --all-features --bench tap` measures; `--rounds N` and `--seconds N` after `--` say how often and how long. All take turns within a round,
 //! so that each ratio is of figures that were measured next to each other. Servers share one processor and clients have the other, so that processor
@@ -26,13 +27,19 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// What Linux counts processor time in, on every architecture that there is a choice for.
 const TICKS_PER_SECOND: f64 = 100.0;
 
+/// Which of the contenders the others are compared with.
+const DIRECT: usize = 0;
+const BRIDGE: usize = 1;
+const RELAY: usize = 2;
+
 /// How many connections are open at once, for a line of text and for 1 MiB.
 const CONNECTIONS: (usize, usize) = (32, 4);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let Some("--serve") = arguments.first().map(String::as_str) {
-        return peers::serve(arguments.get(1).map(String::as_str).unwrap_or_default(), None);
+        let argument = |index: usize| arguments.get(index).map(String::as_str);
+        return peers::serve(argument(1).unwrap_or_default(), argument(2));
     }
     match measure(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
@@ -91,19 +98,21 @@ fn measure(arguments: &[String]) -> Result<()> {
             samples.push(round.collect::<Result<_>>()?);
         }
         println!(
-            "\n{title:<36} {:>10} {:>9} {:>9} {:>8} {:>9}",
-            "requests/s", "to direct", "µs each", "to direct", "to bridge"
+            "\n{title:<36} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
+            "requests/s", "to direct", "to relay", "µs each", "to direct", "to bridge", "to relay"
         );
         for (index, contender) in contenders.iter().enumerate() {
             let middle = |of: &dyn Fn(&[(f64, f64)]) -> f64| median(samples.iter().map(|round| of(round)));
             println!(
-                "{:<36} {:>10.0} {:>9.2} {:>9.1} {:>8.2} {:>9.2}",
+                "{:<36} {:>10.0} {:>9.2} {:>9.2} {:>9.1} {:>9.2} {:>9.2} {:>9.2}",
                 contender.name,
                 middle(&|round| round[index].0),
-                middle(&|round| round[index].0 / round[0].0),
+                middle(&|round| round[index].0 / round[DIRECT].0),
+                middle(&|round| round[index].0 / round[RELAY].0),
                 middle(&|round| round[index].1),
-                middle(&|round| round[index].1 / round[0].1),
-                middle(&|round| round[index].1 / round[1].1),
+                middle(&|round| round[index].1 / round[DIRECT].1),
+                middle(&|round| round[index].1 / round[BRIDGE].1),
+                middle(&|round| round[index].1 / round[RELAY].1),
             );
         }
     }
@@ -151,9 +160,10 @@ impl Drop for Process {
 
 fn contenders(folder: &Path, server: &'static str) -> Result<Vec<Contender>> {
     let tool = tool()?;
-    let ways: [(&'static str, Option<(&str, &[&str])>); 6] = [
+    let ways: [(&'static str, Option<(&str, &[&str])>); 7] = [
         ("directly", None),
         ("gatespan bridge", Some(("bridge", &[]))),
+        ("a bare relay", Some(("relay", &[]))),
         ("gatespan tap --silent", Some(("tap", &["--silent"]))),
         ("gatespan tap, with lines", Some(("tap", &[]))),
         ("gatespan tap, with lines of JSON", Some(("tap", &["--json"]))),
@@ -173,14 +183,21 @@ fn contenders(folder: &Path, server: &'static str) -> Result<Vec<Contender>> {
         if let Some((subcommand, options)) = way {
             socket = path("web");
             let _ = fs::remove_file(&socket);
-            let mut command = pinned(tool.clone());
-            command.arg(subcommand).arg(format!("fastcgi:{}", socket.display()));
-            command.arg(format!("fastcgi:{}", application.display())).args(options);
+            let mut command;
+            if subcommand == "relay" {
+                command = pinned(std::env::current_exe()?);
+                command.args(["--serve", subcommand]).arg(&application);
+                command.stdin(Stdio::from(OwnedFd::from(UnixListener::bind(&socket)?)));
+            } else {
+                command = pinned(tool.clone());
+                command.arg(subcommand).arg(format!("fastcgi:{}", socket.display()));
+                command.arg(format!("fastcgi:{}", application.display())).args(options).stdin(Stdio::null());
+            }
             if subcommand == "tap" {
                 command.arg("-o").arg(path("rec")).args(["--rotate", "64M", "--keep", "0"]);
             }
             let log = fs::File::create(path("log"))?;
-            processes.insert(0, Process(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?));
+            processes.insert(0, Process(command.stdout(Stdio::null()).stderr(log).spawn()?));
         }
         let start = Instant::now();
         while UnixStream::connect(&socket).is_err() {

@@ -1,5 +1,5 @@
 /* The least that running a program can cost: a pipe, vfork, exec, reading to the end, waiting. Nothing is checked that
- * does not have to be. Each thread runs one program after the other.
+ * does not have to be. Each thread runs one program after the other, in this program's own environment.
  *
  * vfork_loop PROGRAM THREADS SECONDS MEBIBYTES: prints the runs, the seconds they took and the seconds of processor time.
  */
@@ -26,9 +26,9 @@ static atomic_long runs;
 
 static int child(void *output)
 {
-    char *arguments[] = { (char *)program, NULL }, *environment[] = { NULL };
+    char *arguments[] = { (char *)program, NULL };
     dup2(*(int *)output, 1);
-    execve(program, arguments, environment);
+    execve(program, arguments, environ);
     _exit(127);
 }
 

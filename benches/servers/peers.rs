@@ -33,6 +33,7 @@ pub(crate) fn serve(name: &str, argument: Option<&str>) -> ExitCode {
         }
         "gatespan-large" => gatespan::run(large),
         "bare" => on_current_thread(argument, bare),
+        "relay" => on_current_thread(argument, relay),
         "tokio-fastcgi" => on_current_thread(argument, tokio_fastcgi),
         other => {
             eprintln!("expected the name of a server, got {other}");
@@ -88,6 +89,20 @@ async fn bare(listener: UnixListener, file: Option<String>) -> io::Result<()> {
         tokio::spawn(async move {
             // A client that leaves is no matter.
             let _ = answer_all(stream, &answer).await;
+        });
+    }
+}
+
+/// The limit for what passes bytes on: to another socket, without a look at them.
+async fn relay(listener: UnixListener, to: Option<String>) -> io::Result<()> {
+    const BUFFER: usize = 64 * 1024;
+    let to: Arc<str> = to.unwrap_or_default().into();
+    loop {
+        let (mut stream, _) = listener.accept().await?;
+        let to = to.clone();
+        tokio::spawn(async move {
+            let mut server = UnixStream::connect(&*to).await?;
+            tokio::io::copy_bidirectional_with_sizes(&mut stream, &mut server, BUFFER, BUFFER).await
         });
     }
 }

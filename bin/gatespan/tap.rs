@@ -309,12 +309,14 @@ impl Arguments {
         ending: impl Fn() + Send + 'static,
     ) -> anyhow::Result<()> {
         let options = self.listening.options();
-        let relay = Arc::new(Relay { to: to.clone(), config: options.fastcgi.clone(), recorder: recorder.clone() });
-        let to = self.to.to_string();
+        let name = self.to.to_string();
+        let relay =
+            Relay { to: to.clone(), name: name.clone(), config: options.fastcgi.clone(), recorder: recorder.clone() };
+        let relay = Arc::new(relay);
         let tell = move |event: Event<'_>| match event {
             Event::Listening(addresses) => {
                 for address in addresses {
-                    say(form, format_args!("serving {to} at {address}"));
+                    say(form, format_args!("serving {name} at {address}"));
                 }
             }
             Event::Stopping => say(form, "stopping when the running requests are finished; another signal ends them"),

@@ -34,10 +34,13 @@ impl<K: Copy + Ord, V> Bounded<K, V> {
     /// The value, which is the newest now.
     pub(super) fn touch(&mut self, key: &K) -> Option<&mut V> {
         let (touched, value) = self.entries.get_mut(key)?;
-        self.order.remove(touched);
-        self.touches += 1;
-        *touched = self.touches;
-        self.order.insert(self.touches, *key);
+        // Mostly the same one is touched again and again.
+        if *touched != self.touches {
+            self.order.remove(touched);
+            self.touches += 1;
+            *touched = self.touches;
+            self.order.insert(self.touches, *key);
+        }
         Some(value)
     }
 

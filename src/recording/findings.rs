@@ -211,6 +211,7 @@ struct Connection {
     /// Something is missing: what came later can't be held against anyone.
     is_uncertain: bool,
     web_server_has_closed: bool,
+    application_has_closed: bool,
 }
 
 #[derive(Debug)]
@@ -276,7 +277,11 @@ impl Checker {
             }
             Passed::Gap { .. } => self.connection(connection).is_uncertain = true,
             Passed::Ended { direction: Direction::ToApplication } => {
-                self.connection(connection).web_server_has_closed = true;
+                let state = self.connection(connection);
+                state.web_server_has_closed = true;
+                if state.application_has_closed {
+                    self.connections.remove(&connection);
+                }
             }
             Passed::Ended { direction: Direction::ToWebServer } => self.closed(connection, &mut findings),
             Passed::Broken { .. } => {
@@ -299,10 +304,14 @@ impl Checker {
     fn closed(&mut self, connection: ConnectionId, findings: &mut Vec<Finding>) {
         let requests = self.requests.take(of_connection(connection));
         let Some(state) = self.connections.remove(&connection) else { return };
-        // The web server may have gone on with a request before it saw that.
-        self.connections.insert(connection, Connection { is_uncertain: true, ..Connection::default() });
         // Once the web server has closed, there is nothing to keep, and what was running is given up.
-        if state.web_server_has_closed || state.is_uncertain {
+        if state.web_server_has_closed {
+            return;
+        }
+        // It may have gone on with a request before it saw that.
+        let after = Connection { is_uncertain: true, application_has_closed: true, ..Connection::default() };
+        self.connections.insert(connection, after);
+        if state.is_uncertain {
             return;
         }
         for ((_, id), request) in requests {
@@ -656,6 +665,23 @@ mod tests {
         for (records, expected) in table {
             let expected: Vec<_> = expected.iter().map(|(clause, text)| (*clause, (*text).to_owned())).collect();
             assert_eq!(found(&bytes(records), false), expected);
+        }
+    }
+
+    #[test]
+    fn a_connection_that_has_ended_in_both_directions_is_forgotten() {
+        let ended = |direction| Entry {
+            offset: 0,
+            time: None,
+            connection: ConnectionId(1),
+            passed: Passed::Ended { direction },
+        };
+        for first in [Direction::ToApplication, Direction::ToWebServer] {
+            let mut checker = Checker::default();
+            checker.connection(ConnectionId(1)).is_kept = Some(false);
+            assert_eq!(checker.check(&ended(first)), []);
+            assert_eq!(checker.check(&ended(first.opposite())), []);
+            assert_eq!((checker.connections.len(), checker.requests.len()), (0, 0));
         }
     }
 

@@ -19,6 +19,15 @@ impl PairStream {
     pub(super) fn feed(&mut self, mut bytes: &[u8], mut each: impl FnMut(&[u8], &[u8])) {
         self.len += bytes.len() as u64;
         loop {
+            // A pair that is here in one piece need not be put together.
+            if self.begun == 0
+                && let Some((name, value, rest)) = first_pair(bytes)
+            {
+                each(&name[..name.len().min(KEPT_NAME)], &value[..value.len().min(KEPT_VALUE)]);
+                self.pairs += 1;
+                bytes = rest;
+                continue;
+            }
             let Some((name_left, value_left)) = &mut self.left else {
                 match lengths(&self.lengths) {
                     Some(left) => self.left = Some(left),
@@ -79,6 +88,15 @@ fn lengths(bytes: &[u8]) -> Option<(u32, u32)> {
     let (name, rest) = length(bytes)?;
     let (value, _) = length(rest)?;
     Some((name, value))
+}
+
+/// The name and the value of the pair that stands first, and what follows it; `None` when not all of it is here.
+fn first_pair(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let (name, rest) = length(bytes)?;
+    let (value, rest) = length(rest)?;
+    let (name, rest) = rest.split_at_checked(name as usize)?;
+    let (value, rest) = rest.split_at_checked(value as usize)?;
+    Some((name, value, rest))
 }
 
 fn length(bytes: &[u8]) -> Option<(u32, &[u8])> {

@@ -316,6 +316,8 @@ pub const MAX_BUFFERED: usize = 16 * 1024 * 1024;
 struct Ends {
     to_application: Framer,
     to_web_server: Framer,
+    /// Where nothing passes any more.
+    ended: Option<Direction>,
 }
 
 impl Ends {
@@ -392,7 +394,7 @@ impl Records {
             What::Masked { direction, len } => self.hole(&entry, direction, Some(len), true),
             What::Gap { direction, len } => self.hole(&entry, direction, len, false),
             What::Ended { direction } => {
-                self.flush(connection, direction);
+                self.end_of(connection, direction);
                 self.ready.push_back(entry(Passed::Ended { direction }));
             }
             What::Broken { reason } => {
@@ -445,12 +447,17 @@ impl Records {
         }
     }
 
-    fn flush(&mut self, connection: ConnectionId, direction: Direction) {
+    /// Nothing more passes in a direction; when nothing passes in either, there is nothing left to be known.
+    fn end_of(&mut self, connection: ConnectionId, direction: Direction) {
         let Some(ends) = self.connections.touch(&connection) else { return };
         let framer = ends.of(direction);
         self.buffered -= framer.weight();
         let frames = framer.drain();
         self.ready.extend(frames.into_iter().map(|frame| frame.into_entry(connection, direction)));
+        match ends.ended {
+            Some(other) if other != direction => drop(self.connections.remove(&connection)),
+            _ => ends.ended = Some(direction),
+        }
     }
 
     fn flush_all(&mut self, connection: ConnectionId, ends: &mut Ends) {
@@ -740,6 +747,21 @@ mod tests {
             Passed::Broken { .. } => 'b',
         };
         entries.iter().map(|entry| (kind(&entry.passed), entry.passed.bytes().len())).collect()
+    }
+
+    #[test]
+    fn a_connection_that_has_ended_in_both_directions_is_forgotten() {
+        for both in [DIRECTIONS, [DIRECTIONS[1], DIRECTIONS[0]]] {
+            let mut records = Records::default();
+            let ends = both.map(|direction| seen(20, What::Ended { direction }));
+            for (what, left) in
+                [(bytes(0, &record(RecordType::Stdin, b"x", 0)), 1), (ends[0].clone(), 1), (ends[1].clone(), 0)]
+            {
+                records.receive(what);
+                assert!(records.next().is_some());
+                assert_eq!((records.connections.len(), records.buffered), (left, 0));
+            }
+        }
     }
 
     #[test]

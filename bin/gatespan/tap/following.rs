@@ -1,6 +1,7 @@
 //! Requests, followed as they pass: the recording in, what is known of each request out, whether it is over or not.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use gatespan::protocol::cgi::{Limits, ResponseHead};
 use gatespan::protocol::fastcgi::name_value::NameValues;
@@ -19,8 +20,8 @@ pub(super) struct Request {
     pub(super) number: u64,
     pub(super) connection: ConnectionId,
     pub(super) id: RequestId,
-    pub(super) from: String,
-    pub(super) to: String,
+    pub(super) from: Arc<str>,
+    pub(super) to: Arc<str>,
     pub(super) role: Option<Role>,
     pub(super) times: Times,
     /// The variables as they stand on the wire.
@@ -117,15 +118,15 @@ pub(super) struct Following {
     records: Records,
     checker: Checker,
     connections: HashMap<ConnectionId, Connection>,
-    requests: HashMap<(ConnectionId, RequestId), Request>,
+    requests: BTreeMap<(ConnectionId, RequestId), Box<Request>>,
     limits: Limits,
     count: u64,
 }
 
 #[derive(Debug, Default)]
 struct Connection {
-    from: String,
-    to: String,
+    from: Arc<str>,
+    to: Arc<str>,
     /// When it was made, for its first request.
     opened: Option<Timestamp>,
     has_ended: [bool; 2],
@@ -140,7 +141,7 @@ impl Following {
             records: Records::default(),
             checker: Checker::default(),
             connections: HashMap::new(),
-            requests: HashMap::new(),
+            requests: BTreeMap::new(),
             limits: Limits::default(),
             count: 0,
         }
@@ -148,7 +149,7 @@ impl Following {
 
     /// The requests that are under way.
     pub(super) fn running(&self) -> impl Iterator<Item = &Request> {
-        self.requests.values()
+        self.requests.values().map(Box::as_ref)
     }
 
     /// How many requests have begun.
@@ -171,9 +172,9 @@ impl Following {
     /// Something was missed: nothing is known of any request, and of each connection not where it is.
     fn lose_sight(&mut self, news: &mut Vec<News>) {
         news.push(News::Missed);
-        for (_, mut request) in self.requests.drain() {
+        for (_, mut request) in std::mem::take(&mut self.requests) {
             request.why = Some("more passed than could be followed".into());
-            news.push(News::Over(Box::new(request)));
+            news.push(News::Over(request));
         }
         (self.records, self.checker) = (Records::default(), Checker::default());
         // Which of them are still there is not known either. One that is will be met again.
@@ -206,8 +207,12 @@ impl Following {
         let mut key = None;
         match &entry.passed {
             Passed::Opened { from, to } => {
-                let opened =
-                    Connection { from: from.clone(), to: to.clone(), opened: entry.time, has_ended: [false; 2] };
+                let opened = Connection {
+                    from: (&**from).into(),
+                    to: (&**to).into(),
+                    opened: entry.time,
+                    has_ended: [false; 2],
+                };
                 self.connections.insert(connection, opened);
             }
             Passed::Record { direction, record } => {
@@ -316,13 +321,12 @@ impl Following {
             why: None,
             findings: Vec::new(),
         };
-        self.requests.insert(key, request);
+        self.requests.insert(key, Box::new(request));
     }
 
     fn all_over(&mut self, connection: ConnectionId, why: &str, time: u64, news: &mut Vec<News>) {
-        let mut keys: Vec<_> = self.requests.keys().filter(|key| key.0 == connection).copied().collect();
-        keys.sort_unstable();
-        for key in keys {
+        let all = (connection, RequestId(0))..=(connection, RequestId(u16::MAX));
+        while let Some(key) = self.requests.range(all.clone()).next().map(|(key, _)| *key) {
             self.over(key, Some(why), time, news);
         }
     }
@@ -331,7 +335,7 @@ impl Following {
         if let Some(mut request) = self.requests.remove(&key) {
             request.times.ended = Some(Timestamp(time));
             request.why = why.map(Into::into);
-            news.push(News::Over(Box::new(request)));
+            news.push(News::Over(request));
         }
     }
 }

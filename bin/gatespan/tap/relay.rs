@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use gatespan::address::{Address, Endpoint};
+use gatespan::address::Endpoint;
 use gatespan::application::Peer;
 use gatespan::gateway::fastcgi::Config;
 use gatespan::gateway::listener::{Closed, Listener, Stream, Transport};
@@ -29,6 +29,8 @@ use super::recorder::{Recorder, Tape};
 #[derive(Debug)]
 pub(super) struct Relay {
     pub(super) to: Endpoint,
+    /// The same, as the recording names it.
+    pub(super) name: String,
     /// Who may connect, how many at once, how long they have at the end.
     pub(super) config: Config,
     pub(super) recorder: Arc<Recorder>,
@@ -80,7 +82,7 @@ pub(super) async fn serve(relay: Arc<Relay>, listener: Listener, stop: Cancellat
 
 /// One connection, from its beginning to its end.
 async fn pass_on(relay: &Relay, stream: Stream, peer: &Peer, stop: &CancellationToken) {
-    let mut tape = Tape::begin(&relay.recorder, name(&stream, peer), Address::FastCgi(relay.to.clone()).to_string());
+    let mut tape = Tape::begin(&relay.recorder, name(&stream, peer), relay.name.clone());
     let connected = match tokio::time::timeout(CONNECT_TIMEOUT, relay.to.connect()).await {
         Ok(connected) => connected,
         Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {CONNECT_TIMEOUT:?}"))),
@@ -166,9 +168,7 @@ impl Connection {
         let mut idle_since: Option<Instant> = None;
         let mut lingers_until: Option<Instant> = None;
         loop {
-            // Who has closed everything after closing one half, or while nothing is read from it, has to be asked.
-            let must_look = self.to_application.state != State::Open || self.to_application.is_full() || self.is_deaf;
-            let has_ticks = must_look || stops_at.is_some();
+            let has_ticks = self.must_look() || stops_at.is_some();
             tokio::select! {
                 biased;
                 over = poll_fn(|cx| self.poll(cx)) => if over { break },
@@ -179,7 +179,7 @@ impl Connection {
                 () = tokio::time::sleep(CLOSED_CHECK_INTERVAL), if has_ticks => {}
             }
             let now = Instant::now();
-            if self.web_server.closed() == Closed::Everything {
+            if self.must_look() && self.web_server.closed() == Closed::Everything {
                 self.is_left = true;
             }
             if self.to_web_server.state == State::Ended {
@@ -207,6 +207,12 @@ impl Connection {
         }
     }
 
+    /// Whether the web server has to be asked: who has closed everything after closing one half, or while nothing is read from it, does not tell
+    /// by itself.
+    fn must_look(&self) -> bool {
+        self.to_application.state != State::Open || self.to_application.is_full() || self.is_deaf
+    }
+
     fn is_idle(&self) -> bool {
         self.tape.is_idle() && !self.to_application.is_full() && !self.to_web_server.is_full()
     }
@@ -231,7 +237,11 @@ impl Connection {
         let Self { web_server, application, to_application, to_web_server, tape, .. } = self;
         let sent = match self.is_deaf {
             true => to_application.poll_discard(web_server, tape, buffer, cx),
-            false => to_application.poll(web_server, application, tape, buffer, cx),
+            // A connection that has ended in the other direction as well is closed, which says it at once.
+            false => {
+                let is_last = to_web_server.state == State::Ended;
+                to_application.poll(web_server, application, is_last, tape, buffer, cx)
+            }
         };
         match sent {
             Poll::Ready(Err(Broken::Sender(error))) => {
@@ -246,9 +256,10 @@ impl Connection {
             }
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
-        let closed_now = to_application.state != State::Open && web_server.closed() == Closed::Everything;
-        self.is_left = self.is_left || closed_now;
-        match to_web_server.poll(application, web_server, tape, buffer, cx) {
+        // Once it has been answered and told, it does not matter any more.
+        let may_leave = to_application.state != State::Open && to_web_server.state != State::Ended;
+        self.is_left = self.is_left || (may_leave && web_server.closed() == Closed::Everything);
+        match to_web_server.poll(application, web_server, self.is_left, tape, buffer, cx) {
             // What came before goes to the web server, and then it sees the end.
             Poll::Ready(Err(Broken::Sender(error))) => {
                 tracing::debug!("the application broke the connection: {error}");
@@ -279,11 +290,13 @@ impl Way {
         self.taken = 0;
     }
 
-    /// Moves bytes until one end has to be waited for. Ready when there is nothing more to do.
+    /// Moves bytes until one end has to be waited for. Ready when there is nothing more to do. The receiver is told of the end, save where this is
+    /// the last that passes on the connection.
     fn poll<S, R>(
         &mut self,
         sender: &mut S,
         receiver: &mut R,
+        is_last: bool,
         tape: &mut Tape,
         buffer: &mut [u8],
         cx: &mut Context<'_>,
@@ -304,8 +317,10 @@ impl Way {
             match self.state {
                 State::Ended => return Poll::Ready(Ok(())),
                 State::Ending => {
-                    // Who is gone already needs no telling.
-                    let _ = ready!(Pin::new(&mut *receiver).poll_shutdown(cx));
+                    if !is_last {
+                        // Who is gone already needs no telling.
+                        let _ = ready!(Pin::new(&mut *receiver).poll_shutdown(cx));
+                    }
                     self.state = State::Ended;
                     return Poll::Ready(Ok(()));
                 }
