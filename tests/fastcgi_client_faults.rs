@@ -15,7 +15,8 @@ use gatespan::application::{Environ, Input, Variables, driver};
 use gatespan::protocol::fastcgi::RecordType;
 use gatespan::upstream::fastcgi::{Config, Connect, Forwarder};
 use scripted::{Script, Scripted, Step, answer, end, record, stdout};
-use tokio::io::{AsyncReadExt, DuplexStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 const LOOK_AGAIN: &str = "fastcgi-client has mended this: look again at what the upstream is built on";
@@ -213,6 +214,42 @@ async fn long_params_are_cut_anywhere_and_padded_beyond_16_bits() {
     );
     let ours = recorded_by_ours(&[("A", &long), ("B", &long)]).await;
     assert!(ours.pairs_end_with_records && ours.longest_record <= 65_535, "{}", ours.longest_record);
+}
+
+/// Answers as soon as anything has come, and closes with the rest unread, which is a reset.
+#[derive(Clone)]
+struct Resets;
+
+impl Connect for Resets {
+    type Stream = UnixStream;
+
+    async fn connect(&self) -> std::io::Result<UnixStream> {
+        let (near, mut far) = UnixStream::pair()?;
+        tokio::spawn(async move {
+            far.read_u8().await.unwrap();
+            far.write_all(&answer("ok")).await.unwrap();
+        });
+        Ok(near)
+    }
+}
+
+#[tokio::test]
+async fn a_reset_behind_the_answer_hides_its_end() {
+    let (near, mut far) = UnixStream::pair().unwrap();
+    let client = Client::new_tokio(near);
+    let mut stream = client.execute_once_stream(Request::new(Params::default(), &b""[..])).await.unwrap();
+    far.write_all(&answer("ok")).await.unwrap();
+    // With END_REQUEST, which came with it.
+    assert!(matches!(stream.next().await, Some(Ok(Content::Stdout(_)))));
+    // Its request is still unread: the second end of STDIN would do.
+    drop(far);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let reset = stream.next().await.and_then(Result::err).expect(LOOK_AGAIN);
+    assert!(reset.to_string().contains("reset"), "{reset}");
+
+    let forwarder = Forwarder::with_connectors([("resets", Resets)], Config::default()).unwrap();
+    let mut response = driver::answer(forwarder, Environ::new(Variables::new())).await;
+    assert_eq!((response.head.status.code(), response.body.read_to_end(99).await.unwrap()), (200, "ok".into()));
 }
 
 #[tokio::test]
