@@ -224,8 +224,7 @@ where
         .timer(TokioTimer::new())
         // The clock has a limit for it, and one for idle connections, which hyper does not tell apart.
         .header_read_timeout(None)
-        // Else hyper too reads ahead while a request runs, to see whether the client has left, and makes 8 KiB ready for it.
-        .half_close(true)
+        .half_close(config.finish_half_closed)
         .max_headers(config.max_headers)
         .max_header_size(config.max_head_len)
         // hyper has one limit for what it holds of either direction, of 8 KiB at least.
