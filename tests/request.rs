@@ -962,13 +962,16 @@ fn the_other_client_gets_the_same_answers() {
             (run.status.code(), lines, text(&run.stderr))
         };
         let other = [&arguments[..], &["--client", "fastcgi-client"]].concat();
-        // It ends STDIN twice. Where the server has closed before the second, it sees a reset instead of the end that it has received:
-        // docs/fastcgi-client.md.
-        let is_reset = |(_, _, errors): &(_, _, String)| errors.contains("Connection reset by peer");
-        let theirs = (0..10).map(|_| sorted(&other)).find(|came| !is_reset(came)).expect("it is not reset each time");
+        // It ends STDIN twice. Where the server has closed before the second, it can't write that, or sees a reset instead of the end that it
+        // has received: docs/fastcgi-client.md.
+        let is_too_late = |(_, _, errors): &(_, _, String)| {
+            ["Broken pipe", "Connection reset by peer"].iter().any(|what| errors.contains(what))
+        };
+        let theirs = (0..50).map(|_| sorted(&other)).find(|came| !is_too_late(came)).expect("it is in time once");
         assert_eq!(theirs, sorted(&arguments), "{arguments:?}");
     }
-    let shown = errors(0, &[&to, "/environ", "--script", "", "--client", "fastcgi-client", "-v"]);
+    // With a body it ends STDIN once.
+    let shown = errors(0, &[&to, "/digest", "-d", "a=1", "--script", "", "--client", "fastcgi-client", "-v"]);
     assert!(shown.contains("> ") && shown.contains("BEGIN_REQUEST") && shown.contains("END_REQUEST"), "{shown}");
 }
 

@@ -421,8 +421,8 @@ fn apache(place: &Place, port: u16) -> Result<Command> {
     let user = if is_root() { "User www-data\nGroup www-data\n" } else { "" };
     let configuration = format!(
         "ServerRoot {folder}\nServerName localhost\nListen 127.0.0.1:{port}\nPidFile {folder}/apache.pid\nDefaultRuntimeDir {folder}\n\
-         ErrorLog {folder}/apache.log\n{user}Mutex pthread\n{}ServerLimit 2\nStartServers 2\nThreadsPerChild 32\nMaxRequestWorkers 64\n\
-         MinSpareThreads 1\nMaxSpareThreads 64\nMaxKeepAliveRequests 0\nLimitRequestBody 0\nSetEnvIf Request_URI . ap_trust_cgilike_cl=1\n{}",
+         ErrorLog {folder}/apache.log\n{user}Mutex pthread\n{}ServerLimit 2\nStartServers 2\nThreadLimit 64\nThreadsPerChild 64\nMaxRequestWorkers 128\n\
+         MinSpareThreads 1\nMaxSpareThreads 128\nMaxKeepAliveRequests 0\nLimitRequestBody 0\nSetEnvIf Request_URI . ap_trust_cgilike_cl=1\n{}",
         modules.concat(),
         passes.concat()
     );
