@@ -681,7 +681,7 @@ fn bad_server(manner: Manner) -> std::net::SocketAddr {
 
 #[test]
 fn each_way_of_answering_badly_has_its_status_and_a_line_under_the_request_s_id() {
-    let refused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let refused = free_address();
     let silent: Manner = |stream| says(stream, b"");
     let garbage: Manner = |stream| says(stream, b"\x00\xff this is nothing that anybody would understand\r\n\r\n");
     let half_closed: Manner = |mut stream| {

@@ -410,7 +410,7 @@ async fn bad_servers_are_502_and_504_with_their_cause() {
 
 #[tokio::test]
 async fn a_server_that_is_not_there_is_502_and_one_that_takes_no_connection_504() {
-    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let gone = free_address();
     let error = text_of(&proxy(gone, Config::default()), get("/")).await.unwrap_err();
     assert_eq!(error.status(), 502);
     assert!(error.to_string().contains("refused"), "{error}");
@@ -793,7 +793,7 @@ impl Log for Lines {
 
 #[tokio::test]
 async fn through_the_gateway_a_failure_is_a_page_and_one_line_under_one_id() {
-    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let gone = free_address();
     let lines = Lines::default();
     let config = gateway::Config { errors: Errors::new(Arc::new(lines.clone())), ..gateway::Config::default() };
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
