@@ -16,7 +16,9 @@ use bytes::Bytes;
 use fastcgi_client::{Answer, Client, soon};
 use gatespan::StartResponse;
 use gatespan::address::Endpoint;
-use gatespan::application::{AnyApplication, Application, Body, Environ, Error, Frame, Frames, Peer, blocking};
+use gatespan::application::{
+    AnyApplication, Application, Body, Environ, Error, FileRange, Frame, Frames, Peer, blocking,
+};
 use gatespan::gateway::fastcgi::{Config, ConnectionError, Gateway, ServeError, serve, serve_connection};
 use gatespan::gateway::listener::{Closed, ListenOptions, Listener, Transport};
 use gatespan::protocol::fastcgi::application_end::Roles;
@@ -662,6 +664,31 @@ async fn a_request_whose_content_length_is_sent_is_over_although_its_answer_stil
         let answer = client.answer(id).await;
         assert!(answer.is_complete() && answer.text().starts_with("Status: 200 OK"), "{}", answer.text());
     }
+}
+
+#[tokio::test]
+async fn a_file_is_read_no_faster_than_it_is_taken() {
+    // Nothing is there yet: what was read before it was written would be zeros.
+    let mut file = tempfile::tempfile().unwrap();
+    file.set_len(1 << 20).unwrap();
+    let shared = Arc::new(file.try_clone().unwrap());
+    let application = move |_: Environ, start_response: StartResponse| {
+        let file = shared.clone();
+        async move {
+            start_response.start("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "1048576")])?;
+            Ok::<_, Error>(FileRange { file, offset: 0, len: 1 << 20, block_size: 4096 })
+        }
+    };
+    let (theirs, ours) = tokio::io::duplex(512);
+    let _served = spawn(ours, application, Config { output_window: 1024, ..config() });
+    let mut client = Client::new(theirs);
+    let id = client.get("/", true);
+    client.wait_for(id, "200 OK").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    std::io::Write::write_all(&mut file, &vec![b'x'; 1 << 20]).unwrap();
+    let answer = client.answer(id).await;
+    let early = answer.body().iter().filter(|byte| **byte == 0).count();
+    assert!(answer.is_complete() && early < 64 << 10, "{early} bytes were read before anybody could take them");
 }
 
 #[tokio::test]

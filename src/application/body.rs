@@ -320,6 +320,11 @@ impl FileReader {
         Self { range, reading: None }
     }
 
+    /// How many bytes are still to be read.
+    pub(crate) fn remaining(&self) -> u64 {
+        self.range.len
+    }
+
     /// The next block; `None` at the end.
     pub fn poll_block(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
         if self.range.len == 0 {

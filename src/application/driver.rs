@@ -394,7 +394,8 @@ impl ResponseBody {
         match (self.over, &self.file) {
             (true, _) => Some(0),
             (false, None) => self.unsent.or_else(|| self.running.certain_len(self.first.as_ref())),
-            (false, Some(_)) => self.unsent,
+            // It was counted as a whole when it was begun.
+            (false, Some(file)) => self.unsent.map(|unsent| unsent + file.remaining()),
         }
     }
 
@@ -648,6 +649,26 @@ mod tests {
 
     use super::*;
     use crate::application::Variables;
+
+    #[tokio::test]
+    async fn a_file_that_is_being_read_is_still_to_come() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(100).unwrap();
+        let file = Arc::new(file);
+        let application = move |_: Environ, start_response: StartResponse| {
+            let file = file.clone();
+            async move {
+                start_response.start("200 OK", [("Content-Length", "100")])?;
+                Ok::<_, Error>(super::super::body::FileRange { file, offset: 0, len: 100, block_size: 40 })
+            }
+        };
+        let mut body = call(application, Environ::new(Variables::new())).await.unwrap().body;
+        for left in [60, 20, 0] {
+            body.next().await.unwrap().unwrap();
+            assert_eq!(body.exact_len(), Some(left));
+        }
+        assert!(body.next().await.is_none());
+    }
 
     /// Frames from a list, with a close that takes two polls. It tells what was done to it, and panics where PEP 3333's server
     /// would break a rule.
