@@ -117,7 +117,19 @@ fn length(input: &[u8]) -> IResult<&[u8], u32, ()> {
 }
 
 /// Writes one pair.
+#[inline]
 pub fn encode(name: &[u8], value: &[u8], out: &mut impl BufMut) -> Result<(), EncodeError> {
+    match (name.len(), value.len()) {
+        // Nearly all lengths are of one byte.
+        (name_len @ ..0x80, value_len @ ..0x80) => out.put_slice(&[name_len as u8, value_len as u8]),
+        _ => encode_any_lengths(name, value, out)?,
+    }
+    out.put_slice(name);
+    out.put_slice(value);
+    Ok(())
+}
+
+fn encode_any_lengths(name: &[u8], value: &[u8], out: &mut impl BufMut) -> Result<(), EncodeError> {
     for part in [name, value] {
         match u32::try_from(part.len()) {
             Ok(short @ ..0x80) => out.put_u8(short as u8),
@@ -125,8 +137,6 @@ pub fn encode(name: &[u8], value: &[u8], out: &mut impl BufMut) -> Result<(), En
             _ => return Err(EncodeError::TooLong { len: part.len(), limit: MAX_LEN as usize }),
         }
     }
-    out.put_slice(name);
-    out.put_slice(value);
     Ok(())
 }
 
