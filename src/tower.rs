@@ -257,6 +257,9 @@ fn request(mut environ: Environ, with_script_name: bool) -> Result<http::Request
     }
     let mut request = http::Request::new(InputBody { input: environ.take_input() });
     *request.extensions_mut() = std::mem::take(environ.extensions_mut());
+    if let Some(redirects) = environ.local_redirects() {
+        request.extensions_mut().insert(redirects.clone());
+    }
     request.extensions_mut().insert(RequestEnviron { environ: Arc::new(Mutex::new(environ)) });
     *request.method_mut() = method;
     *request.uri_mut() = uri;

@@ -68,7 +68,7 @@ async fn a_local_redirect_is_reported_to_the_middleware_and_else_sent_to_the_cli
     assert_eq!((answer.status, answer.header("Location")), (302, Some("/else/where?a=b")));
     let redirects = LocalRedirects::new();
     let mut environ = get("/script");
-    environ.extensions_mut().insert(redirects.clone());
+    environ.set_local_redirects(Some(redirects.clone()));
     let answer = ask(host, environ).await;
     assert_eq!(redirects.take().unwrap(), "/else/where?a=b");
     assert_eq!(answer.body, "");

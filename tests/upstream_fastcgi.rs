@@ -231,7 +231,7 @@ async fn a_local_redirect_is_left_to_whoever_runs_it() {
     assert_eq!(ask_once(vec![Step::Request, Step::Send(bytes.clone())], get("redirect")).await.0, 302);
     let redirects = LocalRedirects::new();
     let mut environ = get("redirect");
-    environ.extensions_mut().insert(redirects.clone());
+    environ.set_local_redirects(Some(redirects.clone()));
     assert_eq!(ask_once(vec![Step::Request, Step::Send(bytes)], environ).await.1, Ok(String::new()));
     assert_eq!(redirects.take().unwrap(), "/other?x=y");
 }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::body::{Body, DEFAULT_BLOCK_SIZE, FileRange};
 use super::errors::Errors;
 use super::input::Input;
+use super::local_redirect::LocalRedirects;
 use crate::protocol::Pairs;
 use crate::protocol::cgi::{self, MetaVariables};
 use crate::protocol::fastcgi::Role;
@@ -56,6 +57,7 @@ pub struct Environ {
     input: Input,
     /// Boxed, since only a Filter has one.
     data: Option<Box<Input>>,
+    local_redirects: Option<LocalRedirects>,
     extensions: Extensions,
 }
 
@@ -80,7 +82,7 @@ impl Facts {
             });
             match brought.and_then(|id| std::str::from_utf8(id).ok()) {
                 Some(id) => id.into(),
-                None => format!("{:016x}", fastrand::u64(..)).into(),
+                None => random_id().into(),
             }
         })
     }
@@ -91,6 +93,12 @@ impl Facts {
     }
 }
 
+/// 64 random bits in hexadecimal digits.
+fn random_id() -> String {
+    let bits = fastrand::u64(..);
+    (0..16).rev().map(|digit| char::from(b"0123456789abcdef"[(bits >> (4 * digit)) as usize & 0xf])).collect()
+}
+
 impl From<Facts> for Environ {
     fn from(facts: Facts) -> Self {
         Arc::new(facts).into()
@@ -99,7 +107,7 @@ impl From<Facts> for Environ {
 
 impl From<Arc<Facts>> for Environ {
     fn from(facts: Arc<Facts>) -> Self {
-        Self { facts, input: Input::empty(), data: None, extensions: Extensions::new() }
+        Self { facts, input: Input::empty(), data: None, local_redirects: None, extensions: Extensions::new() }
     }
 }
 
@@ -365,6 +373,16 @@ impl Environ {
         self.facts.request.token()
     }
 
+    /// Where an upstream leaves a local redirect; `None` where nobody would run the request again.
+    pub fn local_redirects(&self) -> Option<&LocalRedirects> {
+        self.local_redirects.as_ref()
+    }
+
+    /// Says who runs the request again after a local redirect, or that nobody does. Copies of this environ keep theirs.
+    pub fn set_local_redirects(&mut self, redirects: Option<LocalRedirects>) {
+        self.local_redirects = redirects;
+    }
+
     /// What middleware and applications tell each other, by type.
     pub fn extensions(&self) -> &Extensions {
         &self.extensions
@@ -378,7 +396,13 @@ impl Environ {
     /// The same request without its body: for sub-requests, retries and redirects.
     #[must_use]
     pub fn without_input(&self) -> Self {
-        Self { facts: self.facts.clone(), input: Input::empty(), data: None, extensions: self.extensions.clone() }
+        Self {
+            facts: self.facts.clone(),
+            input: Input::empty(),
+            data: None,
+            local_redirects: self.local_redirects.clone(),
+            extensions: self.extensions.clone(),
+        }
     }
 
     /// The same with another input.

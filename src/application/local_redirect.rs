@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
-/// Where the local redirect of one request is left: a middleware that runs requests again puts one into the environ's extensions,
-/// and an upstream that finds it there hands over the target instead of answering.
+/// Where the local redirect of one request is left: a middleware that runs requests again puts one into the environ
+/// ([`Environ::set_local_redirects`](super::Environ::set_local_redirects)), and an upstream that finds it there hands over the target instead of answering.
 ///
 /// Copies share what they hold. An upstream that set a target answers with an empty response, which nobody is meant to see; one of which
 /// something is on its way can't be taken back.

@@ -3,6 +3,7 @@
 #![cfg_attr(not(feature = "tower"), allow(unreachable_pub, reason = "only tower shows them"))]
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::fmt;
@@ -75,35 +76,48 @@ impl Default for Connection {
     }
 }
 
-/// A connection, and what the variables say of it as text: the same for all of its requests.
+/// A connection, and the variables that are the same for all of its requests.
 #[derive(Debug, Clone)]
 pub(crate) struct Described {
     connection: Connection,
-    remote_addr: Option<String>,
-    remote_port: Option<String>,
+    variables: Pairs,
     server_addr: Option<String>,
-    /// Where it is not the request that says it.
-    server_port: Option<String>,
+    /// Whether the port is among the variables, since it is not the request that says it.
+    has_port: bool,
 }
 
 impl From<Connection> for Described {
     fn from(connection: Connection) -> Self {
-        let (remote_addr, remote_port) = match &connection.peer {
-            Peer::Ip(address) => (Some(address.ip().to_canonical().to_string()), Some(address.port().to_string())),
-            // 4.1.8 asks for one, and the client has none: what nginx says.
-            Peer::Unix { .. } => (Some("unix:".into()), None),
-            Peer::Unknown => (None, None),
-        };
         let server_addr = connection.local.map(|local| local.ip().to_canonical().to_string());
         // 4.1.15: the port on which the request came; a Unix socket has none.
         let server_port = connection.server_port.or(connection.local.map(|local| local.port()));
-        Self {
-            connection,
-            remote_addr,
-            remote_port,
-            server_addr,
-            server_port: server_port.map(|port| port.to_string()),
+        let mut variables = Pairs::new();
+        variables.push(names::GATEWAY_INTERFACE, "CGI/1.1");
+        variables.push(names::SERVER_SOFTWARE, &connection.software);
+        if let Some(name) = &connection.server_name {
+            variables.push(names::SERVER_NAME, name);
         }
+        if let Some(port) = server_port {
+            variables.push(names::SERVER_PORT, port.to_string());
+        }
+        if let Some(address) = &server_addr {
+            variables.push(names::SERVER_ADDR, address);
+        }
+        variables.push(names::REQUEST_SCHEME, if connection.https { "https" } else { "http" });
+        if connection.https {
+            variables.push(names::HTTPS, "on");
+        }
+        variables.push(names::SCRIPT_NAME, &connection.script_name);
+        match &connection.peer {
+            Peer::Ip(address) => {
+                variables.push(names::REMOTE_ADDR, address.ip().to_canonical().to_string());
+                variables.push(names::REMOTE_PORT, address.port().to_string());
+            }
+            // 4.1.8 asks for one, and the client has none: what nginx says.
+            Peer::Unix { .. } => variables.push(names::REMOTE_ADDR, "unix:"),
+            Peer::Unknown => {}
+        }
+        Self { connection, variables, server_addr, has_port: server_port.is_some() }
     }
 }
 
@@ -175,42 +189,25 @@ impl RequestError {
 ///
 /// For requests that have no meaning as variables: see [`RequestError`].
 pub(crate) fn variables(head: &Parts, described: &Described) -> Result<Variables, RequestError> {
-    let connection = &described.connection;
     let target = Target::of(head)?;
-    let mut path = decode_path(target.path)?;
-    let script_name = connection.script_name.as_slice();
-    if !script_name.is_empty() {
-        match path.strip_prefix(script_name) {
-            Some(rest) if rest.is_empty() || rest.starts_with(b"/") => path = rest.to_vec(),
-            _ => return Err(RequestError::Elsewhere(target.path.into())),
-        }
-    }
+    let decoded = decode_path(target.path)?;
+    let path = match decoded.strip_prefix(described.connection.script_name.as_slice()) {
+        Some(rest) if rest.is_empty() || rest.starts_with(b"/") => rest,
+        _ => return Err(RequestError::Elsewhere(target.path.into())),
+    };
     let host = host(head)?;
     content_length(&head.headers)?;
 
     let values: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 5).sum();
-    let room = values + 2 * target.path.len() + 2 * target.query.len() + 512;
-    let mut pairs = Pairs::with_capacity(head.headers.len() + 16, room);
-    pairs.push(names::GATEWAY_INTERFACE, "CGI/1.1");
+    let room = values + 2 * target.path.len() + 2 * target.query.len() + 256;
+    let mut pairs = described.variables.clone_with_room(head.headers.len() + 8, room);
     pairs.push(names::SERVER_PROTOCOL, protocol(head.version));
-    pairs.push(names::SERVER_SOFTWARE, &connection.software);
     push_server(&mut pairs, host.as_ref(), described);
-    pairs.push(names::REQUEST_SCHEME, if connection.https { "https" } else { "http" });
-    if connection.https {
-        pairs.push(names::HTTPS, "on");
-    }
     pairs.push(names::REQUEST_METHOD, head.method.as_str());
-    pairs.push(names::SCRIPT_NAME, script_name);
-    pairs.push(names::PATH_INFO, &path);
+    pairs.push(names::PATH_INFO, path);
     // 4.1.7: it is set even where there is no query.
     pairs.push(names::QUERY_STRING, target.query);
     pairs.push(names::REQUEST_URI, target.origin_form);
-    if let Some(address) = &described.remote_addr {
-        pairs.push(names::REMOTE_ADDR, address);
-    }
-    if let Some(port) = &described.remote_port {
-        pairs.push(names::REMOTE_PORT, port);
-    }
     push_fields(&mut pairs, head, host.as_ref());
     Ok(Variables::from_pairs(pairs))
 }
@@ -240,9 +237,13 @@ impl<'a> Target<'a> {
     }
 }
 
-fn decode_path(path: &str) -> Result<Vec<u8>, RequestError> {
-    let mut decoded = Vec::with_capacity(path.len());
-    let mut rest = path.as_bytes();
+fn decode_path(path: &str) -> Result<Cow<'_, [u8]>, RequestError> {
+    let bytes = path.as_bytes();
+    // Neither needs decoding most of the time, nor can a target hold NUL that is not encoded.
+    let Some(escape) = bytes.iter().position(|byte| *byte == b'%') else { return Ok(bytes.into()) };
+    let mut decoded = Vec::with_capacity(bytes.len());
+    decoded.extend_from_slice(&bytes[..escape]);
+    let mut rest = &bytes[escape..];
     while let [byte, after @ ..] = rest {
         rest = after;
         if *byte != b'%' {
@@ -251,15 +252,15 @@ fn decode_path(path: &str) -> Result<Vec<u8>, RequestError> {
         }
         let digit = |digit: Option<&u8>| digit.and_then(|digit| char::from(*digit).to_digit(16));
         let (Some(high), Some(low)) = (digit(after.first()), digit(after.get(1))) else {
-            return Err(RequestError::Escape(excerpt(path.as_bytes())));
+            return Err(RequestError::Escape(excerpt(bytes)));
         };
         // Two hexadecimal digits fit a byte.
         decoded.push((high * 16 + low) as u8);
         rest = &after[2..];
     }
     match decoded.contains(&0) {
-        true => Err(RequestError::Nul(excerpt(path.as_bytes()))),
-        false => Ok(decoded),
+        true => Err(RequestError::Nul(excerpt(bytes))),
+        false => Ok(decoded.into()),
     }
 }
 
@@ -267,17 +268,19 @@ fn decode_path(path: &str) -> Result<Vec<u8>, RequestError> {
 struct Host<'a> {
     /// As it is written, with its port.
     whole: &'a [u8],
-    name: &'a str,
+    name: &'a [u8],
     port: Option<u16>,
 }
 
 fn host(head: &Parts) -> Result<Option<Host<'_>>, RequestError> {
-    let count = head.headers.get_all(header::HOST).iter().count();
-    if count > 1 {
-        return Err(RequestError::HostCount(count));
+    let all = head.headers.get_all(header::HOST);
+    let mut hosts = all.iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(RequestError::HostCount(all.iter().count()));
     }
     // RFC 9112 3.2.2 and RFC 9113 8.3.1: the target's own authority counts, not Host.
-    let whole = match (head.uri.authority(), head.headers.get(header::HOST)) {
+    let whole = match (head.uri.authority(), host) {
         (Some(authority), _) => authority.as_str().as_bytes(),
         (None, Some(host)) => host.as_bytes(),
         (None, None) => return Ok(None),
@@ -290,47 +293,68 @@ fn host(head: &Parts) -> Result<Option<Host<'_>>, RequestError> {
 
 /// `uri-host [ ":" port ]` (RFC 9110 7.2).
 fn parse_host(whole: &[u8]) -> Option<Host<'_>> {
-    let text = std::str::from_utf8(whole).ok()?;
-    let (name, port) = match text.rfind(':') {
-        Some(colon) if !text[colon..].contains(']') => (&text[..colon], &text[colon + 1..]),
-        _ => (text, ""),
+    let (name, port) = match whole.iter().rposition(|byte| *byte == b':') {
+        Some(colon) if !whole[colon..].contains(&b']') => (&whole[..colon], &whole[colon + 1..]),
+        _ => (whole, &b""[..]),
     };
     let port = match port {
-        "" => None,
-        digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => Some(digits.parse().ok()?),
-        _ => return None,
+        b"" => None,
+        digits => Some(cgi::decimal(digits)?),
     };
-    let valid = match name.strip_prefix('[') {
-        Some(literal) => literal.strip_suffix(']').is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok()),
-        // reg-name (RFC 3986 3.2.2), which an IPv4 address is as well.
-        None => {
-            !name.is_empty()
-                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&byte))
+    let valid = match name.strip_prefix(b"[") {
+        Some(literal) => {
+            let address = literal.strip_suffix(b"]").and_then(|address| std::str::from_utf8(address).ok());
+            address.is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok())
         }
+        // reg-name (RFC 3986 3.2.2), which an IPv4 address is as well.
+        None => !name.is_empty() && name.iter().all(|byte| IN_HOST_NAMES[usize::from(*byte)]),
     };
     valid.then_some(Host { whole, name, port })
 }
 
+/// What may stand in a name of RFC 3986 3.2.2.
+const IN_HOST_NAMES: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let of_names = matches!(
+            byte as u8,
+            b'-' | b'.'
+                | b'_'
+                | b'~'
+                | b'%'
+                | b'!'
+                | b'$'
+                | b'&'
+                | b'\''
+                | b'('
+                | b')'
+                | b'*'
+                | b'+'
+                | b','
+                | b';'
+                | b'='
+        );
+        table[byte] = (byte as u8).is_ascii_alphanumeric() || of_names;
+        byte += 1;
+    }
+    table
+};
+
 fn push_server(pairs: &mut Pairs, host: Option<&Host<'_>>, described: &Described) {
-    let Described { connection, server_addr, server_port, .. } = described;
+    let Described { connection, server_addr, has_port, .. } = described;
     match (&connection.server_name, host, server_addr) {
-        (Some(name), _, _) => pairs.push(names::SERVER_NAME, name),
+        (Some(_), _, _) => {}
         (None, Some(host), _) => pairs.push(names::SERVER_NAME, host.name),
         (None, None, Some(address)) if address.contains(':') => pairs.push(names::SERVER_NAME, format!("[{address}]")),
         (None, None, Some(address)) => pairs.push(names::SERVER_NAME, address),
         (None, None, None) => pairs.push(names::SERVER_NAME, "localhost"),
     }
-    match server_port {
-        Some(port) => pairs.push(names::SERVER_PORT, port),
+    if !has_port {
         // Without a port on which it came, the one that the client asked for counts.
-        None => {
-            let usual_port = if connection.https { 443 } else { 80 };
-            let asked_for = host.and_then(|host| host.port).unwrap_or(usual_port);
-            pairs.push(names::SERVER_PORT, asked_for.to_string());
-        }
-    }
-    if let Some(address) = server_addr {
-        pairs.push(names::SERVER_ADDR, address);
+        let usual_port = if connection.https { 443 } else { 80 };
+        let asked_for = host.and_then(|host| host.port).unwrap_or(usual_port);
+        pairs.push(names::SERVER_PORT, asked_for.to_string());
     }
 }
 
@@ -446,12 +470,11 @@ impl Call {
             .with_server(self.server)
             .with_errors(self.errors)
             .with_request(Role::Responder, self.number, cancellation.clone());
+        environ.set_local_redirects(head.extensions.remove());
         *environ.extensions_mut() = std::mem::take(&mut head.extensions);
         let request = environ.without_input();
-        Answering {
-            answer: Answer::new(application, environ),
-            exchange: Some(Exchange { request, cancellation, closing: self.closing, _lease: self.lease }),
-        }
+        let exchange = Exchange::new(request, cancellation, self.closing, self.lease);
+        Answering { answer: Answer::new(application, environ), exchange: Some(exchange) }
     }
 
     /// An answer without calling the application: a page with that status, and fields for its head. The log learns why, under the
@@ -469,8 +492,7 @@ impl Call {
         for (name, value) in fields {
             response.head.headers.push(name, value);
         }
-        let exchange =
-            Exchange { request, cancellation: Cancellation::default(), closing: self.closing, _lease: self.lease };
+        let exchange = Exchange::new(request, Cancellation::default(), self.closing, self.lease);
         Answering { answer: Answer::of(response), exchange: Some(exchange) }
     }
 
@@ -485,16 +507,48 @@ impl Call {
 pub struct Answering {
     answer: Answer,
     /// Until the head is there.
-    exchange: Option<Exchange>,
+    exchange: Option<Box<Exchange>>,
 }
 
-/// What outlives the head.
+/// What outlives the head. Boxed, since it moves from one type of hyper's to the next.
 struct Exchange {
+    /// From the head on.
+    body: Option<ResponseBody>,
     /// The request without its body, for its id and its log.
     request: Environ,
     cancellation: Cancellation,
     closing: Closing,
     _lease: Option<Box<dyn Any + Send>>,
+    /// Given out since the last pause.
+    unflushed: bool,
+    /// What the application failed with, until what came before it had its chance to be sent.
+    failed: Option<Cut>,
+    finished: bool,
+}
+
+impl Exchange {
+    fn new(
+        request: Environ,
+        cancellation: Cancellation,
+        closing: Closing,
+        lease: Option<Box<dyn Any + Send>>,
+    ) -> Box<Self> {
+        Box::new(Self {
+            request,
+            cancellation,
+            closing,
+            _lease: lease,
+            body: None,
+            unflushed: true,
+            failed: None,
+            finished: false,
+        })
+    }
+
+    fn fail(&self, error: Error) -> Cut {
+        driver::log_failure(&self.request.errors(), self.request.request_id(), "was cut", &error);
+        Cut(error)
+    }
 }
 
 impl Future for Answering {
@@ -527,7 +581,7 @@ impl fmt::Debug for Answering {
     }
 }
 
-fn to_http(mut response: Response, exchange: Exchange) -> http::Response<HttpBody> {
+fn to_http(mut response: Response, mut exchange: Box<Exchange>) -> http::Response<HttpBody> {
     let accepted = exchange.request.extensions().get::<Upgrade>().and_then(Upgrade::accepted);
     let converted = match (response.head.status.code(), accepted) {
         (101, Some(protocol)) => switching_head(&response.head, protocol),
@@ -541,15 +595,15 @@ fn to_http(mut response: Response, exchange: Exchange) -> http::Response<HttpBod
             let request = &exchange.request;
             driver::log_failure(&request.errors(), request.request_id(), "answered with an error page", &error);
             // The application is closed with the body that is replaced here.
-            exchange.closing.close(std::mem::replace(&mut response.body, super::Body::empty().into()));
+            exchange.closing.close(&mut response.body);
             let page = driver::error_page(500, request.request_id(), request.method() == b"HEAD");
             response.body = page.body;
             // The page's head is one that HTTP can send.
             http_head(&page.head).unwrap_or_default()
         }
     };
-    let body = HttpBody::new(response.body, Some(exchange));
-    let mut converted = http::Response::new(body);
+    exchange.body = Some(response.body);
+    let mut converted = http::Response::new(HttpBody { exchange: Some(exchange) });
     *converted.status_mut() = head.status;
     *converted.headers_mut() = head.headers;
     *converted.extensions_mut() = head.extensions;
@@ -618,12 +672,14 @@ impl Default for Closing {
 }
 
 impl Closing {
-    fn close(&self, mut body: ResponseBody) {
+    /// Closes it at once or takes it.
+    fn close(&self, body: &mut ResponseBody) {
         // Most are closed at once.
         if body.poll_close(&mut Context::from_waker(Waker::noop())).is_ready() {
             return;
         }
         let limit = self.limit;
+        let mut body = std::mem::replace(body, super::Body::empty().into());
         // Without a runtime nothing could be waited for: the drop is all there is.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             self.tasks.spawn_on(
@@ -642,14 +698,10 @@ impl Closing {
 ///
 /// A failure of the application is an error here, by which the server cuts the response. Dropping a body that is not over cancels
 /// the request's token, and then closes the application's body.
+#[derive(Default)]
 pub struct HttpBody {
-    body: Option<ResponseBody>,
-    exchange: Option<Exchange>,
-    /// Given out since the last pause.
-    unflushed: bool,
-    /// What the application failed with, until what came before it had its chance to be sent.
-    failed: Option<Cut>,
-    finished: bool,
+    /// `None`: no body, as some of tower's layers answer by themselves.
+    exchange: Option<Box<Exchange>>,
 }
 
 /// The application failed after the head of its response, which is therefore cut.
@@ -672,32 +724,12 @@ impl fmt::Display for Cut {
 
 impl StdError for Cut {}
 
-impl HttpBody {
-    fn new(body: ResponseBody, exchange: Option<Exchange>) -> Self {
-        Self { body: Some(body), exchange, unflushed: true, failed: None, finished: false }
-    }
-
-    fn fail(&mut self, error: Error) -> Cut {
-        if let Some(Exchange { request, .. }) = &self.exchange {
-            driver::log_failure(&request.errors(), request.request_id(), "was cut", &error);
-        }
-        Cut(error)
-    }
-}
-
-/// No body: what some of tower's layers answer with by themselves.
-impl Default for HttpBody {
-    fn default() -> Self {
-        Self { body: None, exchange: None, unflushed: false, failed: None, finished: true }
-    }
-}
-
 impl http_body::Body for HttpBody {
     type Data = Bytes;
     type Error = Cut;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<http_body::Frame<Bytes>, Cut>>> {
-        let this = Pin::into_inner(self);
+        let Some(this) = &mut Pin::into_inner(self).exchange else { return Poll::Ready(None) };
         if let Some(cut) = this.failed.take() {
             this.finished = true;
             return Poll::Ready(Some(Err(cut)));
@@ -747,12 +779,16 @@ impl http_body::Body for HttpBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.failed.is_none() && (self.finished || self.body.as_ref().is_none_or(ResponseBody::is_over))
+        self.exchange.as_ref().is_none_or(|exchange| {
+            let is_over = || exchange.body.as_ref().is_none_or(ResponseBody::is_over);
+            exchange.failed.is_none() && (exchange.finished || is_over())
+        })
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self.body.as_ref().map_or(Some(0), ResponseBody::exact_len) {
-            Some(len) if self.failed.is_none() => SizeHint::with_exact(len),
+        let Some(exchange) = &self.exchange else { return SizeHint::with_exact(0) };
+        match exchange.body.as_ref().map_or(Some(0), ResponseBody::exact_len) {
+            Some(len) if exchange.failed.is_none() => SizeHint::with_exact(len),
             _ => SizeHint::new(),
         }
     }
@@ -760,21 +796,23 @@ impl http_body::Body for HttpBody {
 
 impl Drop for HttpBody {
     fn drop(&mut self) {
-        let Some(body) = self.body.take() else { return };
+        let Some(exchange) = &mut self.exchange else { return };
+        let Some(body) = &mut exchange.body else { return };
         // A server that has sent as many bytes as it announced asks for no end.
-        let complete = self.finished || body.is_over() || body.exact_len() == Some(0);
-        if let Some(exchange) = &self.exchange {
-            if !complete {
-                exchange.cancellation.cancel();
-            }
-            exchange.closing.close(body);
+        if !(exchange.finished || body.is_over() || body.exact_len() == Some(0)) {
+            exchange.cancellation.cancel();
         }
+        exchange.closing.close(body);
     }
 }
 
 impl fmt::Debug for HttpBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HttpBody").field("body", &self.body).field("finished", &self.finished).finish_non_exhaustive()
+        let mut debug = f.debug_struct("HttpBody");
+        if let Some(exchange) = &self.exchange {
+            debug.field("body", &exchange.body).field("finished", &exchange.finished);
+        }
+        debug.finish_non_exhaustive()
     }
 }
 
@@ -910,7 +948,7 @@ mod tests {
 
     #[test]
     fn paths_are_decoded_byte_by_byte() {
-        assert_eq!(decode_path("/a%2Fb%c3%BC%ff+").unwrap(), b"/a/b\xc3\xbc\xff+");
+        assert_eq!(*decode_path("/a%2Fb%c3%BC%ff+").unwrap(), *b"/a/b\xc3\xbc\xff+");
         for path in ["/%", "/%0", "/%g0", "/%0g", "/%\u{fc}", "/%00", "/%+1"] {
             assert!(decode_path(path).is_err(), "{path}");
         }

@@ -130,6 +130,7 @@ fn question(mut environ: Environ) -> Result<Environ, Error> {
     // What middleware around this one waits for is an answer of the application: a local redirect of the authorizer's, say, must not pass
     // for one.
     let forwarded = environ.extensions().get::<ForwardedFor>().cloned();
+    environ.set_local_redirects(None);
     environ.extensions_mut().clear();
     if let Some(forwarded) = forwarded {
         environ.extensions_mut().insert(forwarded);
@@ -236,7 +237,7 @@ mod tests {
             AuthorizerConfig::default(),
         );
         let mut environ = upload();
-        environ.extensions_mut().insert(LocalRedirects::new());
+        environ.set_local_redirects(Some(LocalRedirects::new()));
         environ.extensions_mut().insert(ForwardedFor::new("10.0.0.1"));
         let id = environ.request_id().to_owned();
         assert_eq!(text_of(app, environ).await.0, 403);
@@ -248,7 +249,7 @@ mod tests {
             assert_eq!(environ.get(gone), None, "{gone}");
         }
         assert_eq!(environ.request_id(), id);
-        assert!(environ.extensions().get::<LocalRedirects>().is_none());
+        assert!(environ.local_redirects().is_none());
         assert!(environ.extensions().get::<ForwardedFor>().is_some());
     }
 

@@ -80,13 +80,30 @@ impl<A: Application> Application for LocalRedirect<A> {
     async fn call(&self, mut environ: Environ, start_response: StartResponse) -> Result<Body, Error> {
         let original = environ.without_input();
         let redirects = LocalRedirects::new();
-        environ.extensions_mut().insert(redirects.clone());
+        environ.set_local_redirects(Some(redirects.clone()));
         // Nearly no answer is a redirect, so none is held up: its head is set already, and replaced if need be.
-        let mut answer = self.application.call(environ, start_response.clone()).await;
+        let answer = self.application.call(environ, start_response.clone()).await;
+        match redirects.take() {
+            None => answer,
+            // Boxed, since it is large and seldom needed.
+            Some(target) => Box::pin(self.follow(target, answer, original, &redirects, &start_response)).await,
+        }
+    }
+}
+
+impl<A: Application> LocalRedirect<A> {
+    /// Runs the request again at that target, and at those that come of it.
+    async fn follow(
+        &self,
+        mut target: Bytes,
+        mut answer: Result<Body, Error>,
+        original: Environ,
+        redirects: &LocalRedirects,
+        start_response: &StartResponse,
+    ) -> Result<Body, Error> {
         let mut chain = Vec::new();
         let mut from: Option<Environ> = None;
         loop {
-            let Some(target) = redirects.take() else { return answer };
             if let Ok(mut body) = answer {
                 // Nobody is meant to see it.
                 poll_fn(|cx| body.poll_close(cx)).await;
@@ -100,7 +117,7 @@ impl<A: Application> Application for LocalRedirect<A> {
             }
             match self.redirected(&original, before, &target)? {
                 Some(mut again) => {
-                    again.extensions_mut().insert(redirects.clone());
+                    again.set_local_redirects(Some(redirects.clone()));
                     let response = call(self.application.clone(), again.without_input()).await;
                     from = Some(again);
                     answer = match response {
@@ -116,6 +133,10 @@ impl<A: Application> Application for LocalRedirect<A> {
                     start_response.restart("302 Found", location, Error::new(RedirectError::Late))?;
                     return Ok(Body::empty());
                 }
+            }
+            match redirects.take() {
+                None => return answer,
+                Some(next) => target = next,
             }
         }
     }
@@ -244,7 +265,7 @@ mod tests {
             async move {
                 if let Some(target) = environ.query_string().strip_prefix(b"to=") {
                     let target: Vec<u8> = percent_decode(target).collect();
-                    environ.extensions().get::<LocalRedirects>().expect("somebody follows").set(target);
+                    environ.local_redirects().expect("somebody follows").set(target);
                     start_response.start("200 OK", [("X-Nobody", "sees this")])?;
                     let closed = environ.extensions().get::<Closed>().cloned().unwrap_or_default();
                     return Ok(Body::empty().on_close(move || closed.increase()));
@@ -277,7 +298,7 @@ mod tests {
             let mut write = start_response.start("200 OK", ())?;
             write.write("a").await?;
             write.write("b").await?;
-            environ.extensions().get::<LocalRedirects>().expect("somebody follows").set("/c");
+            environ.local_redirects().expect("somebody follows").set("/c");
             Ok(Body::empty())
         }
         let mut response = call(local_redirect(writes, Redirects::default()), request("/start")).await.unwrap();
@@ -421,7 +442,7 @@ mod tests {
     async fn a_loop_ends_at_the_limit_and_the_error_names_the_chain() {
         async fn circles(environ: Environ, start_response: StartResponse) -> Result<Body, Error> {
             let target: &'static str = if environ.path_info() == b"/a" { "/b" } else { "/a" };
-            environ.extensions().get::<LocalRedirects>().expect("somebody follows").set(target);
+            environ.local_redirects().expect("somebody follows").set(target);
             start_response.start("200 OK", ())?;
             Ok(Body::empty())
         }

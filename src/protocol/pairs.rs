@@ -49,6 +49,16 @@ impl Pairs {
         Self { wire, added: Vec::new(), spans: Vec::with_capacity(pairs), in_order: true }
     }
 
+    /// A copy with room for so many pairs more, whose names and values have so many bytes together.
+    pub(crate) fn clone_with_room(&self, pairs: usize, bytes: usize) -> Self {
+        let Self { wire, added, spans, in_order } = self;
+        let mut copy = Self::with_capacity(spans.len() + pairs, added.len() + bytes);
+        (copy.wire, copy.in_order) = (wire.clone(), *in_order);
+        copy.added.extend_from_slice(added);
+        copy.spans.extend_from_slice(spans);
+        copy
+    }
+
     /// Adds a pair that is part of the buffer given to [`Pairs::over`], as (start, length) of its name and of its value.
     ///
     /// # Panics
@@ -216,12 +226,7 @@ impl Span {
 impl Clone for Pairs {
     fn clone(&self) -> Self {
         const ROOM: (usize, usize) = (4, 128);
-        let Self { wire, added, spans, in_order } = self;
-        let mut copy = Self::with_capacity(spans.len() + ROOM.0, added.len() + ROOM.1);
-        (copy.wire, copy.in_order) = (wire.clone(), *in_order);
-        copy.added.extend_from_slice(added);
-        copy.spans.extend_from_slice(spans);
-        copy
+        self.clone_with_room(ROOM.0, ROOM.1)
     }
 }
 

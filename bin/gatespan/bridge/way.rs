@@ -2,14 +2,16 @@
 //! first, files that are sent by name, routes, and at its end the targets.
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
+use gatespan::Application;
 use gatespan::address::Address;
 use gatespan::application::AnyApplication;
 use gatespan::middleware::{
-    Format, Mount, Redirects, SendFileRoots, access_log, authorizer, client_address, local_redirect, request_id,
-    send_file, to_writer,
+    self, Format, Mount, Redirects, SendFileRoots, access_log, authorizer, local_redirect, request_id, send_file,
+    to_writer,
 };
 use gatespan::upstream::cgi;
 use gatespan::upstream::cgi::spawn::close_on_exec_all;
@@ -79,33 +81,45 @@ pub(super) fn prepare(arguments: &Arguments, form: Form, running: &target::Runni
         application = arguments.asking_first(application, to, &settings)?;
     }
     let redirects = Redirects { max: arguments.max_redirects, mount: arguments.mount() };
-    application = AnyApplication::new(local_redirect(application, redirects));
-    let log = match &arguments.log.access_log {
-        None => None,
-        Some(path) => {
-            let log = LogFile::open(path)
-                .with_context(|| format!("{}: the access log could not be opened", path.display()))?;
+    let redirecting = local_redirect(application, redirects);
+    let log = arguments.log.access_log.as_deref().map(open_log).transpose()?;
+    let client_address = arguments.clients.client_address();
+    // The web server's log is not this process's, where failures are to be found as well.
+    let is_told = matches!(arguments.from, Address::FastCgi(_));
+    let application = if log.is_none() && client_address.is_none() && !is_told {
+        // Nothing in between: one future for both.
+        named(redirecting, arguments.log.request_id)
+    } else {
+        let mut application = AnyApplication::new(redirecting);
+        if let Some(log) = &log {
             let format = match form {
                 Form::Text => Format::Traced,
                 Form::Json => Format::Json,
             };
             application = AnyApplication::new(access_log(application, format, to_writer(log.clone())));
-            Some(log)
         }
+        if let Some(config) = client_address {
+            application = AnyApplication::new(middleware::client_address(application, config));
+        }
+        if is_told {
+            application = AnyApplication::new(told(application));
+        }
+        named(application, arguments.log.request_id)
     };
-    if let Some(config) = arguments.clients.client_address() {
-        application = AnyApplication::new(client_address(application, config));
-    }
-    // The web server's log is not this process's, where failures are to be found as well.
-    if matches!(arguments.from, Address::FastCgi(_)) {
-        application = AnyApplication::new(told(application));
-    }
+    Ok(Prepared { application, log, hosts: settings.hosts.into_inner() })
+}
+
+fn open_log(path: &Path) -> anyhow::Result<LogFile> {
+    LogFile::open(path).with_context(|| format!("{}: the access log could not be opened", path.display()))
+}
+
+/// The application with its requests' ids.
+fn named(application: impl Application, in_response: OnOff) -> AnyApplication {
     let named = request_id(application);
-    let named = match arguments.log.request_id {
+    AnyApplication::new(match in_response {
         OnOff::On => named,
         OnOff::Off => named.without_response_header(),
-    };
-    Ok(Prepared { application: AnyApplication::new(named), log, hosts: settings.hosts.into_inner() })
+    })
 }
 
 impl Arguments {

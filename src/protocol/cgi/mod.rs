@@ -68,7 +68,7 @@ fn is_token(bytes: &[u8]) -> bool {
 }
 
 /// The number in ASCII digits and nothing else: no sign, no blank, no list. `None` too when it does not fit.
-fn decimal<N: TryFrom<u64>>(digits: &[u8]) -> Option<N> {
+pub(crate) fn decimal<N: TryFrom<u64>>(digits: &[u8]) -> Option<N> {
     if digits.is_empty() {
         return None;
     }

@@ -28,9 +28,7 @@ use super::script::{Finder, Script};
 use super::spawn::{Command, Step};
 use super::stderr::harmless;
 use crate::application::driver::{self, error_page};
-use crate::application::{
-    Application, Body, Environ, Error, Headers, Input, InputError, LocalRedirects, StartResponse, Status,
-};
+use crate::application::{Application, Body, Environ, Error, Headers, Input, InputError, StartResponse, Status};
 use crate::protocol::cgi::{ResponseHead, ResponseKind, allows_body};
 use crate::upstream::spool::{self, SpoolError, Spooled};
 
@@ -277,7 +275,7 @@ impl Host {
         start_response: &StartResponse,
     ) -> Result<Body, Error> {
         let is_local = match head.kind() {
-            ResponseKind::LocalRedirect { path } => match environ.extensions().get::<LocalRedirects>() {
+            ResponseKind::LocalRedirect { path } => match environ.local_redirects() {
                 Some(redirects) => {
                     redirects.set(Bytes::copy_from_slice(path));
                     true

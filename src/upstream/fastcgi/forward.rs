@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -17,56 +17,77 @@ use super::failure::{Cause, Chain, Failure};
 use super::pool::{Place, Pool};
 use super::upload::Upload;
 use super::{Config, RequestBody};
-use crate::application::{Body, Environ, Error, Headers, Input, LocalRedirects, StartResponse, Status, driver};
+use crate::application::{Body, Environ, Error, Headers, Input, StartResponse, Status, driver};
 use crate::protocol::cgi::{Limits, ResponseHead, ResponseHeadDecoder, ResponseKind};
 use crate::protocol::fastcgi::web_server_end::Settings;
 use crate::protocol::fastcgi::{ProtocolStatus, Role};
 use crate::upstream::spool::{self, Spooled};
 
 /// The application's call.
-pub(super) async fn forward<C: Connect>(
-    pool: &Arc<Pool<C>>,
-    config: &Arc<Config>,
-    mut environ: Environ,
+///
+/// A future holds all that it is given for as long as it lives, so that the request is put together, and boxed, before there is one. What few requests
+/// come to is boxed as well: the future would be several times as long.
+pub(super) fn forward<'a, C: Connect>(
+    pool: &'a Arc<Pool<C>>,
+    config: &'a Arc<Config>,
+    environ: Environ,
     start_response: StartResponse,
-) -> Result<Body, Error> {
-    let deadline = config.timeout.and_then(|timeout| after(Instant::now(), timeout));
-    let role = config.role.unwrap_or(environ.role());
-    let upload = match within(deadline, config, upload(&mut environ, role, config)).await {
-        Ok(upload) => upload,
-        Err(cause) => return fail(Failure { server: None, cause }, &environ, config, &start_response),
-    };
-    let content_length = if role == Role::Authorizer { None } else { content_length(&environ, &upload) };
-    let request = Request { environ, role, content_length, upload, config: config.clone(), deadline };
-    match answered(pool, Box::new(request)).await {
-        Ok(answered) => answered.pass_on(&start_response),
-        Err((failure, request)) => fail(failure, &request.environ, config, &start_response),
+) -> impl Future<Output = Result<Body, Error>> + Send + 'a {
+    let mut request = request(environ, config);
+    async move {
+        if is_to_be_spooled(&request)
+            && let Err(cause) = Box::pin(within(request.deadline, config, spool(&mut request))).await
+        {
+            return fail(Failure { server: None, cause }, &request.environ, config, &start_response);
+        }
+        if request.role != Role::Authorizer {
+            request.content_length = content_length(&request.environ, &request.upload);
+        }
+        match answered(pool, request).await {
+            Ok(answered) => answered.pass_on(&start_response),
+            Err((failure, request)) => fail(failure, &request.environ, config, &start_response),
+        }
     }
 }
 
-/// What of the request's body is for a server in that role, in a form that can be sent: with its length, unless it is to be sent without.
-async fn upload(environ: &mut Environ, role: Role, config: &Config) -> Result<Upload, Cause> {
-    if role == Role::Authorizer {
+/// The request with what of its body is for a server in its role.
+fn request(mut environ: Environ, config: &Arc<Config>) -> Box<Request> {
+    let deadline = config.timeout.and_then(|timeout| after(Instant::now(), timeout));
+    let role = config.role.unwrap_or(environ.role());
+    let stdin = environ.take_input();
+    let upload = match role {
         // FastCGI 6.3: it gets no body, and the gateway throws it away.
-        drop(environ.take_input());
-        return Ok(Upload::new(Input::empty(), None, 0));
-    }
-    // FastCGI 6.4: a Filter reads a file to its end, be it one that is not there; anybody else would not know what to do with one.
-    let data = (role == Role::Filter).then(|| environ.data().map(std::mem::take).unwrap_or_default());
-    let mut input = environ.take_input();
-    if input.remaining().is_some() || config.request_body == RequestBody::Stream {
-        return Ok(Upload::new(input, data, config.replay_limit));
-    }
+        Role::Authorizer => Upload::new(Input::empty(), None, 0),
+        // FastCGI 6.4: a Filter reads a file to its end, be it one that is not there; anybody else would not know what to do with one.
+        Role::Filter => {
+            let data = environ.data().map(std::mem::take).unwrap_or_default();
+            Upload::new(stdin, Some(data), config.replay_limit)
+        }
+        _ => Upload::new(stdin, None, config.replay_limit),
+    };
+    Box::new(Request { environ, role, content_length: None, upload, config: config.clone(), deadline })
+}
+
+/// Whether the body has to be received whole, so that its length is known.
+fn is_to_be_spooled(request: &Request) -> bool {
+    request.upload.len().is_none() && request.config.request_body == RequestBody::Spool
+}
+
+/// Receives the body.
+async fn spool(request: &mut Request) -> Result<(), Cause> {
+    let Request { upload, config, .. } = request;
     let limits = spool::Limits {
         memory: config.spool_memory,
         max_len: config.spool_limit,
         folder: config.spool_folder.as_deref(),
     };
-    Ok(match Spooled::receive(&mut input, limits).await? {
+    let (mut stdin, data) = upload.take();
+    *upload = match Spooled::receive(&mut stdin, limits).await? {
         // It is in memory already, so that keeping it costs nothing.
         Spooled::Memory(bytes) => Upload::new(Input::from_bytes(bytes), data, usize::MAX),
         Spooled::File { file, len } => Upload::stored(file, len, data),
-    })
+    };
+    Ok(())
 }
 
 /// What CONTENT_LENGTH is to say where the environ says something else: a server that is promised more than it gets waits without end. Empty where
@@ -93,25 +114,31 @@ async fn answered<C: Connect>(
     let mut tried = Vec::new();
     let careful = !(is_idempotent(request.environ.method()) || config.retry_non_idempotent);
     loop {
-        let mut place = match within(request.deadline, &config, place(pool, &tried, careful)).await {
-            Ok(Ok(place)) => place,
-            Ok(Err(failure)) => return Err((failure, request)),
-            Err(cause) => return Err((Failure { server: None, cause }, request)),
+        let mut place = match pool.place_now(&tried, careful) {
+            Some(place) => place,
+            None => match Box::pin(within(request.deadline, &config, place(pool, &tried, careful))).await {
+                Ok(Ok(place)) => place,
+                Ok(Err(failure)) => return Err((failure, request)),
+                Err(cause) => return Err((Failure { server: None, cause }, request)),
+            },
         };
         let server = place.server().name.clone();
         let cause = loop {
             let connection = match place.take_connection() {
                 Some(connection) => connection,
-                None => match within(request.deadline, &config, connect(pool, place.index(), &config)).await {
-                    Ok(connection) => connection,
-                    Err(cause) => break cause,
-                },
+                None => {
+                    match Box::pin(within(request.deadline, &config, connect(pool, place.index(), &config))).await {
+                        Ok(connection) => connection,
+                        Err(cause) => break cause,
+                    }
+                }
             };
             let mut exchange = match Exchange::new(connection, server.clone(), request) {
                 Ok(exchange) => exchange,
                 Err((cause, request)) => return Err((cause.at(&server), request)),
             };
-            let cause = match head(&mut exchange).await {
+            let mut heading = Heading::new(&config);
+            let cause = match poll_fn(|cx| heading.poll(&mut exchange, cx)).await {
                 Ok(head) => {
                     place.succeeded();
                     return Ok(Answered { head, exchange, place });
@@ -217,61 +244,75 @@ struct Head {
 }
 
 /// Reads the head, and what is already here of the rest.
-async fn head<S: Io>(exchange: &mut Exchange<S>) -> Result<Head, Cause> {
-    let config = &exchange.request.config;
-    let limits = Limits { max_len: config.max_head_len, max_fields: config.max_head_fields };
-    let mut decoder = ResponseHeadDecoder::new(limits);
-    let mut buffer = BytesMut::new();
-    let mut interim = 0;
-    let mut unread = None;
-    loop {
-        let data = match unread.take() {
-            Some(data) => data,
-            None => match poll_fn(|cx| exchange.poll_part(cx)).await? {
-                Part::Stdout(data) => data,
-                Part::End { application_status, protocol_status } => {
-                    return Err(match protocol_status {
-                        ProtocolStatus::Overloaded => Cause::Overloaded,
-                        ProtocolStatus::CannotMultiplex => Cause::CannotMultiplex,
-                        ProtocolStatus::UnknownRole => Cause::UnknownRole(exchange.request.role),
-                        _ if buffer.is_empty() => Cause::NoHead { application_status },
-                        _ => decoder.ended(&buffer).into(),
-                    });
+struct Heading {
+    limits: Limits,
+    decoder: ResponseHeadDecoder,
+    /// What has come of a head that is not complete.
+    buffer: BytesMut,
+    /// How many interim heads there were.
+    interim: usize,
+    /// What came behind one of them.
+    unread: Option<Bytes>,
+}
+
+impl Heading {
+    fn new(config: &Config) -> Self {
+        let limits = Limits { max_len: config.max_head_len, max_fields: config.max_head_fields };
+        let decoder = ResponseHeadDecoder::new(limits);
+        Self { limits, decoder, buffer: BytesMut::new(), interim: 0, unread: None }
+    }
+
+    fn poll<S: Io>(&mut self, exchange: &mut Exchange<S>, cx: &mut Context<'_>) -> Poll<Result<Head, Cause>> {
+        let Self { limits, decoder, buffer, interim, unread } = self;
+        loop {
+            let data = match unread.take() {
+                Some(data) => data,
+                None => match ready!(exchange.poll_part(cx))? {
+                    Part::Stdout(data) => data,
+                    Part::End { application_status, protocol_status } => {
+                        return Poll::Ready(Err(match protocol_status {
+                            ProtocolStatus::Overloaded => Cause::Overloaded,
+                            ProtocolStatus::CannotMultiplex => Cause::CannotMultiplex,
+                            ProtocolStatus::UnknownRole => Cause::UnknownRole(exchange.request.role),
+                            _ if buffer.is_empty() => Cause::NoHead { application_status },
+                            _ => decoder.ended(buffer).into(),
+                        }));
+                    }
+                },
+            };
+            // Mostly the head is in one piece, of which the body's part is not copied.
+            let decoded = if buffer.is_empty() { ResponseHead::decode(&data, limits)? } else { None };
+            let (head, first) = match decoded {
+                Some((head, len)) => (head, data.slice(len..)),
+                None => {
+                    buffer.extend_from_slice(&data);
+                    match decoder.decode(buffer)? {
+                        Some(head) => (head, buffer.split().freeze()),
+                        None => continue,
+                    }
                 }
-            },
-        };
-        // Mostly the head is in one piece, of which the body's part is not copied.
-        let decoded = if buffer.is_empty() { ResponseHead::decode(&data, &limits)? } else { None };
-        let (head, first) = match decoded {
-            Some((head, len)) => (head, data.slice(len..)),
-            None => {
-                buffer.extend_from_slice(&data);
-                match decoder.decode(&mut buffer)? {
-                    Some(head) => (head, buffer.split().freeze()),
-                    None => continue,
+            };
+            match head.status_or_default().0 {
+                // After 101 there is another protocol, which nobody here could carry.
+                code if code == 101 || *interim >= MAX_INTERIM => return Poll::Ready(Err(Cause::Status(code))),
+                _ if head.is_interim() => {
+                    *interim += 1;
+                    *unread = (!first.is_empty()).then_some(first);
+                    continue;
+                }
+                _ => {}
+            }
+            exchange.head_is_here();
+            let mut here = Head { head, first, next: None };
+            while here.next.is_none() {
+                match exchange.poll_part(cx) {
+                    Poll::Ready(Ok(Part::Stdout(data))) if here.first.is_empty() => here.first = data,
+                    Poll::Ready(next) => here.next = Some(next),
+                    Poll::Pending => break,
                 }
             }
-        };
-        match head.status_or_default().0 {
-            // After 101 there is another protocol, which nobody here could carry.
-            code if code == 101 || interim >= MAX_INTERIM => return Err(Cause::Status(code)),
-            _ if head.is_interim() => {
-                interim += 1;
-                unread = (!first.is_empty()).then_some(first);
-                continue;
-            }
-            _ => {}
+            return Poll::Ready(Ok(here));
         }
-        exchange.head_is_here();
-        let mut here = Head { head, first, next: None };
-        while here.next.is_none() {
-            match poll_fn(|cx| Poll::Ready(exchange.poll_part(cx))).await {
-                Poll::Ready(Ok(Part::Stdout(data))) if here.first.is_empty() => here.first = data,
-                Poll::Ready(next) => here.next = Some(next),
-                Poll::Pending => break,
-            }
-        }
-        return Ok(here);
     }
 }
 
@@ -294,7 +335,7 @@ impl<C: Connect> Answered<C> {
         let status = status.map_err(|error| Error::new(error).with_status(502))?;
         let redirect = match head.kind() {
             ResponseKind::LocalRedirect { path } => {
-                exchange.request.environ.extensions().get::<LocalRedirects>().map(|redirects| (redirects, path))
+                exchange.request.environ.local_redirects().map(|redirects| (redirects, path))
             }
             _ => None,
         };

@@ -108,8 +108,12 @@ impl<C: Connect> Forwarder<C> {
 }
 
 impl<C: Connect> Application for Forwarder<C> {
-    async fn call(&self, environ: Environ, start_response: StartResponse) -> Result<Body, Error> {
-        forward::forward(&self.pool, &self.config, environ, start_response).await
+    fn call(
+        &self,
+        environ: Environ,
+        start_response: StartResponse,
+    ) -> impl Future<Output = Result<Body, Error>> + Send {
+        forward::forward(&self.pool, &self.config, environ, start_response)
     }
 }
 

@@ -117,18 +117,25 @@ impl<C: Connect> Pool<C> {
         Arc::new(Self { servers, config, state: Mutex::new(state) })
     }
 
-    /// A place at the server that has the fewest connections, of those that are up and were not tried. Waits for one in a bounded queue.
+    /// A place at the server that has the fewest connections, of those that are up and were not tried, if there is one and nobody waits for it.
     ///
     /// A server that is down is asked only when its time is over, by one request, or when there is no other.
     ///
     /// One who is `careful` gets no connection on which the last answer has only just ended.
+    pub(super) fn place_now(self: &Arc<Self>, tried: &[usize], careful: bool) -> Option<Place<C>> {
+        self.grant_now(&mut self.state(), tried, careful).map(|grant| self.occupy(grant))
+    }
+
+    fn grant_now(&self, state: &mut State<C::Stream>, tried: &[usize], careful: bool) -> Option<Grant<C::Stream>> {
+        // Nobody overtakes those who wait, save who has waited before.
+        (state.waiting.is_empty() || !tried.is_empty()).then(|| state.grant(tried, careful, &self.config)).flatten()
+    }
+
+    /// As [`Pool::place_now`], and waits for one in a bounded queue.
     pub(super) async fn place(self: &Arc<Self>, tried: &[usize], careful: bool) -> Result<Place<C>, Failure> {
         let receiver = {
             let mut state = self.state();
-            // Nobody overtakes those who wait, save who has waited before.
-            if (state.waiting.is_empty() || !tried.is_empty())
-                && let Some(grant) = state.grant(tried, careful, &self.config)
-            {
+            if let Some(grant) = self.grant_now(&mut state, tried, careful) {
                 drop(state);
                 return Ok(self.occupy(grant));
             }

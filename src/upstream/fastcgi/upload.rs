@@ -64,6 +64,11 @@ impl Upload {
         Self { stored: Some(range.clone()), ..Self::new(Input::from_file(range), data, usize::MAX) }
     }
 
+    /// What it was made of: the body, and the file for a Filter.
+    pub(super) fn take(&mut self) -> (Input, Option<Input>) {
+        (std::mem::take(&mut self.stdin), self.data.take())
+    }
+
     /// How long the body is, where that is known.
     pub(super) fn len(&self) -> Option<u64> {
         self.stdin.remaining()
