@@ -41,6 +41,8 @@ pub mod application;
 #[cfg(feature = "application")]
 pub mod middleware;
 #[cfg(feature = "application")]
+mod local_socket;
+#[cfg(feature = "application")]
 pub mod gateway;
 #[cfg(any(
     feature = "upstream-cgi",

@@ -12,20 +12,21 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("address", &[]),
     ("application", &["protocol"]),
     ("middleware", &["address", "application", "protocol"]),
-    ("gateway", &["application", "address", "protocol"]),
+    ("gateway", &["application", "address", "local_socket", "protocol"]),
+    ("local_socket", &[]),
     ("recording", &["protocol"]),
     ("tower", &["application", "protocol"]),
-    ("upstream", &["address", "application", "protocol"]),
+    ("upstream", &["address", "application", "local_socket", "protocol"]),
 ];
 
 /// The files that may hold `unsafe`. ARCHITECTURE.md says why.
 const UNSAFE: [&str; 8] = [
     "src/gateway/cgi.rs",
     "src/gateway/run.rs",
+    "src/local_socket.rs",
     "src/upstream/cgi/spawn/child.rs",
     "src/upstream/cgi/spawn/descriptors.rs",
     "src/upstream/cgi/spawn/identity.rs",
-    "src/upstream/fastcgi/local.rs",
     "src/upstream/signals.rs",
     "src/upstream/watcher.rs",
 ];

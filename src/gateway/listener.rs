@@ -15,10 +15,12 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 
 use crate::address::Endpoint;
 use crate::application::Peer;
+use crate::local_socket::LocalListener;
+pub use crate::local_socket::{LocalStream, PeerCredentials};
 
 /// A listening socket: TCP, a Unix socket with a path, or an abstract one.
 ///
@@ -34,7 +36,7 @@ pub struct Listener {
 #[derive(Debug)]
 enum ListeningSocket {
     Tcp(TcpListener),
-    Unix(UnixListener),
+    Unix(LocalListener),
 }
 
 /// How sockets are made.
@@ -160,9 +162,8 @@ impl Listener {
     }
 
     fn from_unix(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
         let abstract_name = listener.local_addr()?.as_abstract_name().is_some();
-        Ok(Self { socket: ListeningSocket::Unix(UnixListener::from_std(listener)?), file: None, abstract_name })
+        Ok(Self { socket: ListeningSocket::Unix(LocalListener::new(listener)?), file: None, abstract_name })
     }
 
     /// The next connection. Waits and tries again where the process or the system has run out of descriptors or memory, so that
@@ -191,11 +192,10 @@ impl Listener {
                 Ok((Stream::Tcp(stream), Peer::Ip(address)))
             }
             ListeningSocket::Unix(listener) => {
-                let (stream, _) = listener.accept().await?;
+                let stream = listener.accept().await?;
                 // Asked for only where it decides something: it is a system call for each connection.
-                let credentials = if self.abstract_name { Some(stream.peer_cred()?) } else { None };
-                let uid = credentials.as_ref().map(tokio::net::unix::UCred::uid);
-                let pid = credentials.as_ref().and_then(tokio::net::unix::UCred::pid);
+                let credentials = if self.abstract_name { Some(stream.peer_credentials()?) } else { None };
+                let (uid, pid) = (credentials.map(|peer| peer.uid), credentials.map(|peer| peer.pid));
                 Ok((Stream::Unix(stream), Peer::Unix { uid, pid }))
             }
         }
@@ -221,7 +221,7 @@ impl Listener {
                 Ok(address) => Endpoint::Tcp { host: address.ip().to_string(), port: address.port() },
                 Err(_) => Endpoint::Inherited,
             },
-            ListeningSocket::Unix(listener) => match listener.local_addr().map(std::os::unix::net::SocketAddr::from) {
+            ListeningSocket::Unix(listener) => match listener.local_addr() {
                 Ok(address) => match (address.as_pathname(), address.as_abstract_name()) {
                     (Some(path), _) => Endpoint::Unix(path.into()),
                     (None, Some(name)) => Endpoint::Abstract(String::from_utf8_lossy(name).into_owned()),
@@ -266,7 +266,7 @@ fn bind_unix(path: &Path, options: &ListenOptions) -> io::Result<(ListeningSocke
     }
     fs::set_permissions(path, fs::Permissions::from_mode(options.socket_mode))?;
     socket.listen(options.backlog)?;
-    Ok((ListeningSocket::Unix(UnixListener::from_std(OwnedFd::from(socket).into())?), file))
+    Ok((ListeningSocket::Unix(LocalListener::new(OwnedFd::from(socket).into())?), file))
 }
 
 fn remove_stale(path: &Path, endpoint: &Endpoint) -> Result<(), ListenError> {
@@ -359,7 +359,7 @@ pub enum Stream {
     /// TCP.
     Tcp(TcpStream),
     /// A Unix socket.
-    Unix(UnixStream),
+    Unix(LocalStream),
 }
 
 impl Transport for Stream {
@@ -374,6 +374,12 @@ impl Transport for Stream {
 impl Transport for TcpStream {
     fn closed(&self) -> Closed {
         poll_closed(self.as_fd(), false)
+    }
+}
+
+impl Transport for LocalStream {
+    fn closed(&self) -> Closed {
+        poll_closed(self.as_fd(), true)
     }
 }
 

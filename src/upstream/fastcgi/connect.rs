@@ -10,8 +10,8 @@ use socket2::{Domain, SockAddr, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::local::LocalStream;
 use crate::address::Endpoint;
+use crate::local_socket::LocalStream;
 
 /// A server that connections can be made to.
 ///

@@ -28,7 +28,6 @@
 mod config;
 mod failure;
 mod connect;
-mod local;
 mod forward;
 mod exchange;
 mod upload;
@@ -45,12 +44,12 @@ use std::sync::Arc;
 pub use self::config::{Config, ConfigError, RequestBody};
 pub use self::connect::{Connect, Socket};
 pub use self::failure::{Cause, Failure};
-pub use self::local::LocalStream;
 pub use self::multiplex::{Line, Multiplexed};
 use self::pool::Pool;
 pub use self::programs::{ProgramConfig, ProgramError, Programs};
 use crate::address::Endpoint;
 use crate::application::{Application, Body, Environ, Error, StartResponse};
+pub use crate::local_socket::LocalStream;
 
 /// Forwards requests to FastCGI servers.
 ///
