@@ -91,6 +91,13 @@ impl Call {
 
     /// As [`Call::response`], for those who hold many.
     pub fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response, Error>> {
+        let mut response = None;
+        ready!(self.poll_into(&mut response, cx))?;
+        Poll::Ready(response.ok_or_else(|| StartError::Never.into()))
+    }
+
+    /// The same with a place for the response, which is large, so that it is not moved from one function to the next.
+    fn poll_into(&mut self, response: &mut Option<Response>, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         let Some(running) = &mut self.running else { return Poll::Ready(Err(StartError::Never.into())) };
         if self.outcome.is_none() {
             let first = match running.poll_first(cx) {
@@ -104,10 +111,10 @@ impl Call {
             let settled = first.and_then(|first| Ok((running.announcement.send_head()?, first)));
             match settled {
                 Ok((head, first)) if allows_body(head.status.code(), if self.is_head { b"HEAD" } else { b"" }) => {
-                    return Poll::Ready(self.with_body(head, first));
+                    return Poll::Ready(self.with_body(head, first, response));
                 }
                 Ok((head, first)) if head.status.code() == 101 && is_taken_over(self.upgrade.as_ref()) => {
-                    return Poll::Ready(self.with_connection(head, first));
+                    return Poll::Ready(self.with_connection(head, first, response));
                 }
                 // Nobody will see what else there is of it.
                 without_body => self.outcome = Some(Box::new(without_body.map(|(head, _)| head))),
@@ -115,10 +122,15 @@ impl Call {
         }
         ready!(running.poll_close(cx));
         let outcome = self.outcome.take().map_or(Err(StartError::Never.into()), |outcome| *outcome);
-        Poll::Ready(outcome.and_then(|head| self.bodiless(head)))
+        Poll::Ready(outcome.and_then(|head| self.bodiless(head, response)))
     }
 
-    fn with_body(&mut self, mut head: Head, first: Option<Frame>) -> Result<Response, Error> {
+    fn with_body(
+        &mut self,
+        mut head: Head,
+        first: Option<Frame>,
+        response: &mut Option<Response>,
+    ) -> Result<(), Error> {
         // It was checked by `start_response`, so that it is no error here.
         let declared = head.content_length().map_err(StartError::from)?;
         let running = self.running.take().ok_or(StartError::Never)?;
@@ -134,17 +146,24 @@ impl Call {
         }
         let (unsent, facts) = (declared, self.facts.take());
         let body = ResponseBody { running, first, file: None, unsent, announced: declared, facts, over: false };
-        Ok(Response { head, body })
+        *response = Some(Response { head, body });
+        Ok(())
     }
 
     /// What the application gives from here on is what the client gets, in a protocol that is not ours.
-    fn with_connection(&mut self, head: Head, first: Option<Frame>) -> Result<Response, Error> {
+    fn with_connection(
+        &mut self,
+        head: Head,
+        first: Option<Frame>,
+        response: &mut Option<Response>,
+    ) -> Result<(), Error> {
         let (running, facts) = (self.running.take().ok_or(StartError::Never)?, self.facts.take());
         let body = ResponseBody { running, first, file: None, unsent: None, announced: None, facts, over: false };
-        Ok(Response { head, body })
+        *response = Some(Response { head, body });
+        Ok(())
     }
 
-    fn bodiless(&mut self, mut head: Head) -> Result<Response, Error> {
+    fn bodiless(&mut self, mut head: Head, response: &mut Option<Response>) -> Result<(), Error> {
         let announced = head.content_length().map_err(StartError::from)?;
         if !allows_body(head.status.code(), b"") {
             // RFC 9110 8.6: not with 1xx and 204. With 304 it would be that of another response, which few servers get right.
@@ -152,7 +171,8 @@ impl Call {
         }
         let (running, facts) = (self.running.take().ok_or(StartError::Never)?, self.facts.take());
         let body = ResponseBody { running, first: None, file: None, unsent: None, announced, facts, over: true };
-        Ok(Response { head, body })
+        *response = Some(Response { head, body });
+        Ok(())
     }
 
     /// Gives the call up: what the application awaits is dropped, or its body closed if there is one already.
@@ -187,6 +207,7 @@ pub struct Answer {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all are calling")]
 enum Step {
     Calling(Call),
     /// Boxed, since few are.
@@ -206,14 +227,21 @@ impl Answer {
 
     /// The response, once; pending ever after. Dropping this before drops what the application awaits.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Response> {
+        let mut response = None;
+        ready!(self.poll_into(&mut response, cx));
+        response.map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// The same with a place for the response, which is large: it stays as it is when the response has been given out before.
+    pub(crate) fn poll_into(&mut self, response: &mut Option<Response>, cx: &mut Context<'_>) -> Poll<()> {
         let call = match &mut self.step {
             Step::Calling(call) => call,
-            Step::Ready(page) => return page.take().map_or(Poll::Pending, |page| Poll::Ready(*page)),
+            Step::Ready(page) => {
+                *response = page.take().map(|page| *page);
+                return Poll::Ready(());
+            }
         };
-        let error = match ready!(call.poll_response(cx)) {
-            Ok(response) => return Poll::Ready(response),
-            Err(error) => error,
-        };
+        let Err(error) = ready!(call.poll_into(response, cx)) else { return Poll::Ready(()) };
         let facts = call.facts.take().unwrap_or_else(|| Environ::new(Variables::new()).facts().clone());
         log_failure(facts.errors(), facts.request_id(), "answered with an error page", &error);
         let mut page = error_page(error.status(), facts.request_id(), call.is_head);
@@ -221,7 +249,8 @@ impl Answer {
             page.head.headers.push("Retry-After", seconds.to_string());
         }
         page.body.facts = Some(facts);
-        Poll::Ready(page)
+        *response = Some(page);
+        Poll::Ready(())
     }
 }
 

@@ -17,7 +17,7 @@ use super::errors::Errors;
 use super::input::Input;
 use super::local_redirect::LocalRedirects;
 use crate::protocol::Pairs;
-use crate::protocol::cgi::{self, MetaVariables};
+use crate::protocol::cgi::{self, MetaVariables, names};
 use crate::protocol::fastcgi::Role;
 
 /// What a path is not made of (RFC 3986 3.3).
@@ -503,9 +503,28 @@ impl NotText {
 #[derive(Clone, Default)]
 pub struct Variables {
     pairs: Pairs,
+    /// Until one of them is changed.
+    known: Option<Known>,
     /// The values of repeated `HTTP_…` variables, joined when the first of them is asked for.
     joined: OnceLock<Vec<(Box<[u8]>, Box<[u8]>)>>,
 }
+
+/// Where the last of those lies that every request is asked for, found as all names are looked at anyway.
+#[derive(Clone, Copy, Default)]
+struct Known {
+    request_method: Option<u32>,
+    content_length: Option<u32>,
+}
+
+/// The lengths of the names that are looked for in every request, a bit for each: the forbidden ones and the known.
+const LENGTHS: u64 = {
+    let [proxy, content_type, content_length] = cgi::FORBIDDEN;
+    1 << proxy.len()
+        | 1 << content_type.len()
+        | 1 << content_length.len()
+        | 1 << names::REQUEST_METHOD.len()
+        | 1 << names::CONTENT_LENGTH.len()
+};
 
 /// Why a variable can't be set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -530,14 +549,34 @@ impl Variables {
 
     /// These variables, without those that can't be in an environ.
     pub fn from_pairs(mut pairs: Pairs) -> Self {
-        if pairs.contains_any_ignoring_case(cgi::FORBIDDEN) {
+        let (mut known, mut is_any_forbidden) = (Known::default(), false);
+        for (place, name) in pairs.of_lengths(LENGTHS) {
+            let place = Some(place as u32);
+            if name == names::REQUEST_METHOD.as_bytes() {
+                known.request_method = place;
+            } else if name == names::CONTENT_LENGTH.as_bytes() {
+                known.content_length = place;
+            } else {
+                is_any_forbidden |= cgi::is_forbidden(name);
+            }
+        }
+        if is_any_forbidden {
             pairs.retain(|name, _| !cgi::is_forbidden(name));
         }
-        Self { pairs, joined: OnceLock::new() }
+        let is_known = !is_any_forbidden && u32::try_from(pairs.len()).is_ok();
+        Self { pairs, known: is_known.then_some(known), joined: OnceLock::new() }
     }
 
     /// See [`Environ::get`].
     pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
+        if let Some(known) = self.known {
+            if name == names::REQUEST_METHOD.as_bytes() {
+                return self.pairs.value(known.request_method? as usize);
+            }
+            if name == names::CONTENT_LENGTH.as_bytes() {
+                return self.pairs.value(known.content_length? as usize);
+            }
+        }
         let last = self.pairs.last(name)?;
         if name.starts_with(b"HTTP_") && self.pairs.count(name) > 1 {
             return self.joined().iter().find(|(other, _)| **other == *name).map(|(_, value)| &**value);
@@ -584,6 +623,9 @@ impl Variables {
             return Err(VariableError::Value(name.escape_ascii().to_string()));
         }
         self.remove(name);
+        if matches!(name, b"REQUEST_METHOD" | b"CONTENT_LENGTH") {
+            self.known = None;
+        }
         self.pairs.push(name, value);
         Ok(())
     }
@@ -593,6 +635,7 @@ impl Variables {
         let name = name.as_ref();
         self.joined = OnceLock::new();
         if self.pairs.last(name).is_some() {
+            self.known = None;
             self.pairs.retain(|other, _| other != name);
         }
     }
@@ -751,6 +794,43 @@ mod tests {
 
     fn environ(pairs: &[(&str, &str)]) -> Environ {
         Environ::new(pairs.iter().copied().collect())
+    }
+
+    #[test]
+    fn what_every_request_is_asked_for_is_found_after_every_change() {
+        let mut variables = Variables::from_pairs(
+            [
+                ("REQUEST_METHOD", "PUT"),
+                ("A", ""),
+                ("CONTENT_LENGTH", "1"),
+                ("REQUEST_METHOD", "GET"),
+                ("SERVER_SOFTWARE", "x"),
+            ]
+            .into_iter()
+            .collect(),
+        );
+        let both = |variables: &Variables| {
+            [b"REQUEST_METHOD", b"CONTENT_LENGTH"].map(|name| variables.get(name).map(<[u8]>::to_vec))
+        };
+        let expected = |method: Option<&str>, length: Option<&str>| [method, length].map(|value| value.map(Into::into));
+        assert_eq!(both(&variables), expected(Some("GET"), Some("1")));
+        variables.set("SERVER_SOFTWARE", "y").unwrap();
+        assert_eq!(both(&variables), expected(Some("GET"), Some("1")));
+        variables.remove("A");
+        assert_eq!(both(&variables), expected(Some("GET"), Some("1")));
+        variables.set("REQUEST_METHOD", "POST").unwrap();
+        assert_eq!(both(&variables), expected(Some("POST"), Some("1")));
+        variables.remove("CONTENT_LENGTH");
+        assert_eq!(both(&variables), expected(Some("POST"), None));
+        assert_eq!(both(&Variables::new()), expected(None, None));
+        let mut variables = Variables::from_pairs([("A", "b")].into_iter().collect());
+        assert_eq!(both(&variables), expected(None, None));
+        variables.set("CONTENT_LENGTH", "5").unwrap();
+        assert_eq!(both(&variables), expected(None, Some("5")));
+        let with_forbidden = [("HTTP_PROXY", "p"), ("REQUEST_METHOD", "GET"), ("CONTENT_LENGTH", "2")];
+        let variables = Variables::from_pairs(with_forbidden.into_iter().collect());
+        assert_eq!(both(&variables), expected(Some("GET"), Some("2")));
+        assert_eq!(variables.get(b"HTTP_PROXY"), None);
     }
 
     #[test]

@@ -9,14 +9,14 @@ use bytes::Bytes;
 
 /// Names and values, as bytes and in order. A name may occur several times.
 ///
-/// What arrived on the wire stays in the buffer in which it arrived; what is added later goes into a second buffer.
-/// An offset at or past the end of the first counts on into the second.
+/// What arrived on the wire stays in the buffer in which it arrived; what is added later goes behind it where it may grow, and else into a second
+/// buffer. An offset at or past the end of the first counts on into the second.
 pub struct Pairs {
     wire: Bytes,
     added: Vec<u8>,
     spans: Vec<Span>,
-    /// Each pair lies behind the one before it, and its value directly behind its name.
-    in_order: bool,
+    /// How many zero bytes `added` has outside of all names and values; `None` where nobody has counted them.
+    zeros_beside: Option<usize>,
 }
 
 /// Where one pair lies: the name directly followed by its value, or with a gap between them.
@@ -36,7 +36,8 @@ impl Pairs {
 
     /// An empty list with room for `pairs` pairs whose names and values have `bytes` bytes together.
     pub fn with_capacity(pairs: usize, bytes: usize) -> Self {
-        Self { wire: Bytes::new(), added: Vec::with_capacity(bytes), spans: Vec::with_capacity(pairs), in_order: true }
+        let (added, spans) = (Vec::with_capacity(bytes), Vec::with_capacity(pairs));
+        Self { wire: Bytes::new(), added, spans, zeros_beside: None }
     }
 
     /// An empty list over a buffer that arrived, for [`Pairs::push_span`] to point into.
@@ -45,15 +46,15 @@ impl Pairs {
     ///
     /// When `wire` is longer than 2³¹ bytes, which every limit on what arrives is far below.
     pub fn over(wire: Bytes, pairs: usize) -> Self {
-        assert!(wire.len() <= 1 << 31, "a buffer of {} bytes is over every limit on params", wire.len());
-        Self { wire, added: Vec::new(), spans: Vec::with_capacity(pairs), in_order: true }
+        assert_short(&wire);
+        Self { wire, added: Vec::new(), spans: Vec::with_capacity(pairs), zeros_beside: None }
     }
 
     /// A copy with room for so many pairs more, whose names and values have so many bytes together.
     pub(crate) fn clone_with_room(&self, pairs: usize, bytes: usize) -> Self {
-        let Self { wire, added, spans, in_order } = self;
+        let Self { wire, added, spans, zeros_beside } = self;
         let mut copy = Self::with_capacity(spans.len() + pairs, added.len() + bytes);
-        (copy.wire, copy.in_order) = (wire.clone(), *in_order);
+        (copy.wire, copy.zeros_beside) = (wire.clone(), *zeros_beside);
         copy.added.extend_from_slice(added);
         copy.spans.extend_from_slice(spans);
         copy
@@ -67,7 +68,7 @@ impl Pairs {
     pub fn push_span(&mut self, name: (usize, usize), value: (usize, usize)) {
         let end = name.0.saturating_add(name.1).max(value.0.saturating_add(value.1));
         assert!(end <= self.wire.len(), "a pair ends at {end}, its buffer at {}", self.wire.len());
-        self.in_order = false;
+        self.zeros_beside = None;
         // The assertions here and in `over` keep every number below 2^32.
         self.spans.push(Span {
             name_start: name.0 as u32,
@@ -77,20 +78,23 @@ impl Pairs {
         });
     }
 
-    /// The list of pairs that were found in a buffer that arrived, one behind the other.
+    /// The list of pairs that were found in a buffer that arrived, none of which overlap, and how many zero bytes lie outside of them all. A pair
+    /// that lies outside of the buffer panics when it is looked at.
     ///
     /// # Panics
     ///
-    /// When `wire` is longer than 2³¹ bytes. A pair that lies outside panics when it is looked at.
-    pub(super) fn found(wire: Bytes, spans: Vec<Span>) -> Self {
-        Self { spans, ..Self::over(wire, 0) }
+    /// As [`Pairs::over`].
+    pub(super) fn found(buffer: Vec<u8>, spans: Vec<Span>, zeros_beside: usize) -> Self {
+        assert_short(&buffer);
+        Self { wire: Bytes::new(), added: buffer, spans, zeros_beside: Some(zeros_beside) }
     }
 
-    /// The memory of the list, empty.
-    pub(super) fn into_spans(self) -> Vec<Span> {
-        let mut spans = self.spans;
+    /// The memory of the buffer that may grow and of the list, both empty.
+    pub(super) fn into_memory(self) -> (Vec<u8>, Vec<Span>) {
+        let Self { mut added, mut spans, .. } = self;
+        added.clear();
         spans.clear();
-        spans
+        (added, spans)
     }
 
     /// Adds a pair at the end, copying both.
@@ -147,42 +151,48 @@ impl Pairs {
         self.spans.iter().filter(|span| self.is_named(span, name)).count()
     }
 
-    /// Whether a pair has one of these names, whatever the case of its ASCII letters.
+    /// The pairs whose names have one of these lengths, by their place in the list, with their names: mostly few. The lengths are a set of bits,
+    /// the lowest of which stands for 0.
     #[inline]
-    pub fn contains_any_ignoring_case<const COUNT: usize>(&self, names: [&[u8]; COUNT]) -> bool {
-        let is_one = |span: &Span| names.iter().any(|name| name.len() == span.name_len as usize);
-        let is_named = |other: &[u8]| names.iter().any(|name| name.eq_ignore_ascii_case(other));
-        self.spans.iter().any(|span| is_one(span) && is_named(self.bytes(span.name_start, span.name_len)))
+    pub fn of_lengths(&self, lengths: u64) -> impl Iterator<Item = (usize, &[u8])> {
+        let is_one = move |span: &Span| span.name_len < u64::BITS && lengths >> span.name_len & 1 == 1;
+        let places = self.spans.iter().enumerate().filter(move |(_, span)| is_one(span));
+        places.map(|(place, span)| (place, self.bytes(span.name_start, span.name_len)))
     }
 
-    /// Whether any name or value holds this byte.
-    pub fn contains_byte(&self, byte: u8) -> bool {
-        if !self.in_order {
-            return self.iter().any(|(name, value)| name.contains(&byte) || value.contains(&byte));
+    /// The value of the pair at that place.
+    pub fn value(&self, place: usize) -> Option<&[u8]> {
+        self.spans.get(place).map(|span| self.bytes(span.value_start, span.value_len))
+    }
+
+    /// Whether any name or value holds a zero byte.
+    pub fn contains_zero(&self) -> bool {
+        match self.zeros_beside {
+            // To count them all is much faster than to look at each name and value.
+            Some(beside) => memchr::memchr_iter(0, &self.added).count() != beside,
+            None => self.iter().any(|(name, value)| name.contains(&0) || value.contains(&0)),
         }
-        // One search over each buffer is much faster than one in each name and value. What it finds between pairs, in their lengths
-        // for example, does not count.
-        let within_wire = memchr::memchr_iter(byte, &self.wire);
-        let within_added = memchr::memchr_iter(byte, &self.added).map(|at| self.wire.len() + at);
-        within_wire.chain(within_added).any(|at| {
-            let pair = self.spans.partition_point(|span| (span.value_start + span.value_len) as usize <= at);
-            self.spans.get(pair).is_some_and(|span| span.name_start as usize <= at)
-        })
     }
 
     /// Keeps the pairs for which `keep` is true.
     pub fn retain(&mut self, mut keep: impl FnMut(&[u8], &[u8]) -> bool) {
         let mut spans = std::mem::take(&mut self.spans);
+        let before = spans.len();
         spans.retain(|span| {
             let (name, value) = self.pair(span);
             keep(name, value)
         });
+        if spans.len() != before {
+            // What is left behind may hold some.
+            self.zeros_beside = None;
+        }
         self.spans = spans;
     }
 
     /// Removes all pairs. The memory for added ones is kept for the next.
     pub fn clear(&mut self) {
         self.wire = Bytes::new();
+        self.zeros_beside = None;
         self.added.clear();
         self.spans.clear();
     }
@@ -210,16 +220,23 @@ impl Pairs {
 }
 
 impl Span {
+    /// No pair.
+    pub(super) const NONE: Self = Self { name_start: 0, name_len: 0, value_start: 0, value_len: 0 };
+
     /// A pair of which nothing lies between name and value, in a buffer of at most 2³¹ bytes.
     #[inline]
-    pub(super) fn side_by_side(name: usize, value: usize, end: usize) -> Self {
+    pub(super) fn side_by_side(name: usize, name_len: usize, value_len: usize) -> Self {
         Self {
             name_start: name as u32,
-            name_len: (value - name) as u32,
-            value_start: value as u32,
-            value_len: (end - value) as u32,
+            name_len: name_len as u32,
+            value_start: (name + name_len) as u32,
+            value_len: value_len as u32,
         }
     }
+}
+
+fn assert_short(buffer: &[u8]) {
+    assert!(buffer.len() <= 1 << 31, "a buffer of {} bytes is over every limit on params", buffer.len());
 }
 
 /// With some room, since most copies are made to be added to.
@@ -289,36 +306,35 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_is_found_in_names_and_values_wherever_they_lie() {
-        let mut pairs = Pairs::over(Bytes::from_static(b"NvN-v"), 2);
+    fn a_zero_is_found_in_names_and_values_wherever_they_lie() {
+        let mut pairs = Pairs::over(Bytes::from_static(b"NvN\0v"), 2);
         pairs.push_span((0, 1), (1, 1));
         pairs.push_span((2, 1), (4, 1));
         pairs.push("", "x");
-        assert!(pairs.contains_byte(b'N') && pairs.contains_byte(b'v') && pairs.contains_byte(b'x'));
-        assert!(!pairs.contains_byte(b'-') && !pairs.contains_byte(0));
+        assert!(!pairs.contains_zero());
+        pairs.push_span((2, 2), (4, 1));
+        assert!(pairs.contains_zero());
     }
 
     #[test]
-    fn a_byte_between_pairs_hides_none_within_them_in_whatever_order_they_stand() {
-        for order in [[0, 3, 6], [6, 3, 0], [3, 6, 0]] {
-            for holder in [0, 3, 6] {
-                let mut wire = *b"Nv-Nv-Nv-";
-                wire[holder + 1] = b'-';
-                let mut pairs = Pairs::over(Bytes::copy_from_slice(&wire), 3);
-                order.into_iter().for_each(|start| pairs.push_span((start, 1), (start + 1, 1)));
-                let spans = [0, 3, 6].map(|start| Span::side_by_side(start, start + 1, start + 2));
-                let mut found = Pairs::found(Bytes::copy_from_slice(&wire), spans.into());
-                assert!(found.contains_byte(b'-'), "{holder}");
-                found.retain(|_, value| value != b"-");
-                found.push("", "");
-                assert!(!found.contains_byte(b'-'), "{holder}");
-                found.push("x", "-");
-                assert!(found.contains_byte(b'-') && found.contains_byte(b'x'), "{holder}");
-                assert!(pairs.contains_byte(b'-'), "{order:?}, {holder}");
-                pairs.retain(|_, value| value != b"-");
-                assert!(!pairs.contains_byte(b'-'), "{order:?}, {holder}");
-            }
+    fn zeros_between_pairs_hide_none_within_them() {
+        for holder in [0, 3, 6] {
+            let mut wire = *b"Nv\0Nv\0Nv\0";
+            wire[holder + 1] = 0;
+            let spans = [0, 3, 6].map(|start| Span::side_by_side(start, 1, 1));
+            let mut found = Pairs::found(wire.into(), spans.into(), 3);
+            assert!(found.contains_zero() && found.clone().contains_zero(), "{holder}");
+            found.retain(|_, value| value != b"\0");
+            assert!(!found.contains_zero(), "{holder}");
+            found.push("x", "\0");
+            assert!(found.contains_zero(), "{holder}");
         }
+        let spans = [0, 3, 6].map(|start| Span::side_by_side(start, 1, 1));
+        let mut found = Pairs::found(b"Nv\0Nv\0Nv\0".into(), spans.into(), 3);
+        found.push("", "");
+        assert!(!found.contains_zero());
+        found.push("x", "\0");
+        assert!(found.contains_zero());
     }
 
     #[test]
@@ -330,7 +346,11 @@ mod tests {
             assert_eq!((pairs.last(missing), pairs.count(missing)), (None, 0));
         }
         assert_eq!(pairs.values_ignoring_case(b"a").collect::<Vec<_>>(), [b"1", b"3"]);
-        assert!(pairs.contains_any_ignoring_case([b"x", b"aB"]) && !pairs.contains_any_ignoring_case([b"b", b"AC"]));
+        let long = "N".repeat(64);
+        let pairs: Pairs = [("A", "1"), (&long, "2"), ("", "3"), ("AB", "4"), ("B", "5")].into_iter().collect();
+        let found: Vec<_> = pairs.of_lengths(1 | 1 << 1).collect();
+        assert_eq!(found, [(0, &b"A"[..]), (2, b""), (4, b"B")]);
+        assert_eq!((pairs.value(3), pairs.value(5)), (Some(&b"4"[..]), None));
     }
 
     #[test]

@@ -342,7 +342,7 @@ impl<S: Transport, A: Application> Connection<S, A> {
     /// What has to be right about the variables before an application sees them; else a status and what was expected.
     fn check(&self, environ: &mut Environ, role: Role) -> Result<Lengths, (u16, String)> {
         // No program can be told of a variable with NUL, and who cuts it there sees another path than who doesn't.
-        if environ.variables().pairs().contains_byte(0) {
+        if environ.variables().pairs().contains_zero() {
             return Err((400, "expected params without NUL".into()));
         }
         let length = environ.meta().content_length();
@@ -492,7 +492,11 @@ impl<S: Transport, A: Application> Connection<S, A> {
             let request = &mut self.requests[index];
             match &mut request.state {
                 State::Calling(answer) => {
-                    let Poll::Ready(Response { head, mut body }) = answer.poll(cx) else { break };
+                    let mut response = None;
+                    if answer.poll_into(&mut response, cx).is_pending() {
+                        break;
+                    }
+                    let Some(Response { head, body }) = &mut response else { break };
                     progress = true;
                     self.scratch.clear();
                     let id = request.id;
@@ -502,16 +506,19 @@ impl<S: Transport, A: Application> Connection<S, A> {
                         true => fields.encode_head_status_last(code, reason, &mut self.scratch),
                         false => fields.encode_head(code, reason, &mut self.scratch),
                     };
+                    if encoded.is_ok()
+                        && let Some(whole) = body.take_whole()
+                    {
+                        request.left = body.take_facts();
+                        self.send_head(id, whole);
+                        self.finish(index, cx);
+                        continue;
+                    }
+                    let Some(Response { mut body, .. }) = response else { break };
                     if let Err(error) = encoded {
                         // Only middleware that changes a head behind the driver's checks gets here.
                         request.state = State::Sending(body);
                         self.cut(index, &error.into(), cx);
-                        continue;
-                    }
-                    if let Some(whole) = body.take_whole() {
-                        request.left = body.take_facts();
-                        self.send_head(id, whole);
-                        self.finish(index, cx);
                         continue;
                     }
                     let (first, more) = match body.poll_data(cx) {

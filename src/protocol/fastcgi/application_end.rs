@@ -35,8 +35,8 @@ pub struct ApplicationEnd {
     keeps_connection: bool,
     accepts_requests: bool,
     failure: Option<ProtocolError>,
-    /// Memory for the list of the next request's params.
-    spare_spans: Vec<pairs::Span>,
+    /// Memory for the next request's params and for the list of them.
+    spare: (Vec<u8>, Vec<pairs::Span>),
 }
 
 /// What an [`ApplicationEnd`] accepts and says of itself.
@@ -253,7 +253,7 @@ impl ApplicationEnd {
             keeps_connection: true,
             accepts_requests: true,
             failure: None,
-            spare_spans: Vec::new(),
+            spare: (Vec::new(), Vec::new()),
         }
     }
 
@@ -337,7 +337,7 @@ impl ApplicationEnd {
         }
         let limit = self.settings.max_requests;
         let overloaded = self.requests.len() >= limit;
-        let stage = if overloaded { Stage::Refused } else { Stage::Params(Vec::new()) };
+        let stage = if overloaded { Stage::Refused } else { Stage::Params(mem::take(&mut self.spare.0)) };
         self.requests.push(Request { id, role, keep_connection, stage, stderr_used: false });
         if overloaded {
             let error = RejectError::Overloaded { limit };
@@ -374,7 +374,7 @@ impl ApplicationEnd {
         };
         let result = if header.content_len == 0 {
             self.input.skip_rest();
-            let (buffer, room) = (mem::take(encoded).into(), mem::take(&mut self.spare_spans));
+            let (buffer, room) = (mem::take(encoded), mem::take(&mut self.spare.1));
             name_value::decode_into(room, buffer, self.settings.max_params_count).map_err(RejectError::from)
         } else {
             // The check comes before the memory.
@@ -386,7 +386,7 @@ impl ApplicationEnd {
                     return Ok(Step::Wait);
                 }
                 if encoded.is_empty() {
-                    // Mostly all params come in one record, and a buffer that fits is not moved when it is shared.
+                    // Mostly all params come in one record.
                     encoded.reserve_exact(content.len());
                 }
                 encoded.extend_from_slice(content);
@@ -597,10 +597,10 @@ impl ApplicationEnd {
 
     /// Takes the params of a request that is over, to use their memory for the next: for owners that care about an allocation.
     pub fn reuse(&mut self, params: Pairs) {
-        let spans = params.into_spans();
+        let memory = params.into_memory();
         // What is more than usual is not worth keeping while the connection is idle.
-        if spans.capacity() <= KEPT_PARAMS {
-            self.spare_spans = spans;
+        if memory.0.capacity() <= KEPT_PARAMS_LEN && memory.1.capacity() <= KEPT_PARAMS {
+            self.spare = memory;
         }
     }
 
@@ -633,8 +633,9 @@ impl ApplicationEnd {
     }
 }
 
-/// Of how many params the memory is used again.
+/// Of how many params the memory is used again, and of how many bytes of them.
 const KEPT_PARAMS: usize = 128;
+const KEPT_PARAMS_LEN: usize = KEPT_PARAMS * 32;
 
 fn out_of_order(header: Header, expected: RecordType) -> ProtocolError {
     ProtocolError::OutOfOrder { id: header.request_id, record_type: header.record_type, expected }

@@ -3,7 +3,7 @@
 //! A pair is the length of its name, the length of its value, the name and the value. A length is one byte up to 127 and
 //! else four with the highest bit set.
 
-use bytes::{BufMut, Bytes};
+use bytes::BufMut;
 use nom::number::complete::{be_u8, be_u32};
 use nom::{IResult, Parser};
 
@@ -13,26 +13,59 @@ use crate::protocol::pairs::{self, Pairs};
 /// Decodes a complete buffer of pairs, without copying any. More than `max_pairs` is an error.
 ///
 /// Memory for the list is asked for by the buffer's length, so that mostly it is asked for once.
-pub fn decode(buffer: Bytes, max_pairs: usize) -> Result<Pairs, NameValueError> {
+pub fn decode(buffer: Vec<u8>, max_pairs: usize) -> Result<Pairs, NameValueError> {
     decode_into(Vec::new(), buffer, max_pairs)
 }
 
 /// The same, with memory for the list: an empty one.
 pub(super) fn decode_into(
     mut spans: Vec<pairs::Span>,
-    buffer: Bytes,
+    buffer: Vec<u8>,
     max_pairs: usize,
 ) -> Result<Pairs, NameValueError> {
-    spans.reserve((buffer.len() / USUAL_PAIR_LEN + 1).min(max_pairs));
-    let mut pairs = NameValues::new(&buffer);
-    while let Some(span) = pairs.next_span() {
-        let Span { name, value, end } = span?;
-        if spans.len() == max_pairs {
-            return Err(NameValueError::TooManyPairs { limit: max_pairs });
+    spans.resize((buffer.len() / USUAL_PAIR_LEN + 1).min(max_pairs), pairs::Span::NONE);
+    let zeros_beside = find(&buffer, max_pairs, &mut spans)?;
+    Ok(Pairs::found(buffer, spans, zeros_beside))
+}
+
+/// Finds the pairs, in the place of those that `spans` holds, and says how many zero bytes there are in their lengths.
+///
+/// A function of its own, so that its loop has all registers.
+#[inline(never)]
+fn find(bytes: &[u8], max_pairs: usize, spans: &mut Vec<pairs::Span>) -> Result<usize, NameValueError> {
+    let (mut offset, mut count, mut zeros) = (0, 0, 0);
+    while offset < bytes.len() {
+        let (name, name_len, value_len) = match short_lengths(bytes, offset) {
+            Some((name_len, value_len)) => {
+                zeros += usize::from(name_len == 0) + usize::from(value_len == 0);
+                (offset + 2, usize::from(name_len), usize::from(value_len))
+            }
+            None => {
+                let Span { name, value, end } = any_span(bytes, offset)?;
+                zeros += bytes[offset..name].iter().filter(|byte| **byte == 0).count();
+                (name, value - name, end - value)
+            }
+        };
+        let span = pairs::Span::side_by_side(name, name_len, value_len);
+        match spans.get_mut(count) {
+            Some(place) => *place = span,
+            None if count == max_pairs => return Err(NameValueError::TooManyPairs { limit: max_pairs }),
+            None => spans.push(span),
         }
-        spans.push(pairs::Span::side_by_side(name, value, end));
+        count += 1;
+        offset = name + name_len + value_len;
     }
-    Ok(Pairs::found(buffer, spans))
+    spans.truncate(count);
+    Ok(zeros)
+}
+
+/// The lengths of the pair at `offset`, if each is of one byte, as nearly all are, and the pair is whole.
+#[inline]
+fn short_lengths(bytes: &[u8], offset: usize) -> Option<(u8, u8)> {
+    let [name_len, value_len] = *bytes.get(offset..offset + 2)?.first_chunk()?;
+    let is_short = (name_len | value_len) < 0x80;
+    let end = offset + 2 + usize::from(name_len) + usize::from(value_len);
+    (is_short && end <= bytes.len()).then_some((name_len, value_len))
 }
 
 /// How many bytes a variable of a web server has at least in the middle: its two lengths, its name and its value. nginx comes to some 32.
@@ -49,24 +82,6 @@ impl<'a> NameValues<'a> {
     /// Starts at the first pair of `buffer`.
     pub fn new(buffer: &'a [u8]) -> Self {
         Self { buffer, offset: 0 }
-    }
-
-    #[inline]
-    fn next_span(&mut self) -> Option<Result<Span, NameValueError>> {
-        let span = match &self.buffer[self.offset..] {
-            [] => return None,
-            // Nearly all lengths are of one byte.
-            [name_len @ ..0x80, value_len @ ..0x80, rest @ ..]
-                if usize::from(*name_len) + usize::from(*value_len) <= rest.len() =>
-            {
-                let name = self.offset + 2;
-                let value = name + usize::from(*name_len);
-                Ok(Span { name, value, end: value + usize::from(*value_len) })
-            }
-            _ => any_span(self.buffer, self.offset),
-        };
-        self.offset = span.as_ref().map_or(self.buffer.len(), |span| span.end);
-        Some(span)
     }
 }
 
@@ -89,9 +104,12 @@ fn any_span(buffer: &[u8], offset: usize) -> Result<Span, NameValueError> {
 impl<'a> Iterator for NameValues<'a> {
     type Item = Result<(&'a [u8], &'a [u8]), NameValueError>;
 
-    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        let span = self.next_span()?;
+        if self.offset == self.buffer.len() {
+            return None;
+        }
+        let span = any_span(self.buffer, self.offset);
+        self.offset = span.as_ref().map_or(self.buffer.len(), |span| span.end);
         Some(span.map(|span| (&self.buffer[span.name..span.value], &self.buffer[span.value..span.end])))
     }
 }
@@ -272,7 +290,7 @@ mod tests {
             (&both_bytes, list(&[(&long, &long)])),
         ];
         for (bytes, pairs) in table {
-            let decoded = decode(Bytes::copy_from_slice(bytes), 2).unwrap();
+            let decoded = decode(bytes.to_vec(), 2).unwrap();
             assert_eq!(decoded, pairs);
             let mut encoded = Vec::new();
             let mut len = 0;
@@ -286,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_short_length_may_be_written_in_four_bytes() {
-        let pairs = decode(Bytes::from_static(b"\x80\0\0\x01\x80\0\0\x02nvv"), 1).unwrap();
+        let pairs = decode(b"\x80\0\0\x01\x80\0\0\x02nvv".to_vec(), 1).unwrap();
         assert_eq!(list(&pairs), [(b"n".to_vec(), b"vv".to_vec())]);
     }
 
@@ -294,7 +312,7 @@ mod tests {
     fn a_pair_that_is_cut_is_an_error_that_names_its_offset() {
         let bytes = b"\x01\x01ab\x80\0\0\x03\x02cccdd";
         for cut in 5..bytes.len() {
-            let error = decode(Bytes::copy_from_slice(&bytes[..cut]), 2).unwrap_err();
+            let error = decode(bytes[..cut].to_vec(), 2).unwrap_err();
             let expected = match cut {
                 ..9 => NameValueError::CutLengths { offset: 4, left: cut - 4 },
                 _ => NameValueError::CutPair { offset: 4, needed: 5, left: cut - 9 },
@@ -305,18 +323,18 @@ mod tests {
 
     #[test]
     fn cve_2025_23016_lengths_of_31_bits_do_not_overflow() {
-        let bytes = Bytes::from_static(b"\xff\xff\xff\xff\xff\xff\xff\xffxyz");
+        let bytes = b"\xff\xff\xff\xff\xff\xff\xff\xffxyz".to_vec();
         let expected = NameValueError::CutPair { offset: 0, needed: 0xffff_fffe, left: 3 };
         assert_eq!(decode(bytes, 10), Err(expected));
         for bytes in [&b"\x01\xff\xff\xff\xffxyz"[..], b"\xff\xff\xff\xff\x01xyz"] {
             let expected = NameValueError::CutPair { offset: 0, needed: 0x8000_0000, left: 3 };
-            assert_eq!(decode(Bytes::from_static(bytes), 10), Err(expected));
+            assert_eq!(decode(bytes.to_vec(), 10), Err(expected));
         }
     }
 
     #[test]
     fn the_number_of_pairs_is_limited() {
-        let bytes = Bytes::from(vec![0; 2 * 100]);
+        let bytes = vec![0; 2 * 100];
         assert_eq!(decode(bytes.clone(), 100).unwrap().len(), 100);
         assert_eq!(decode(bytes, 99), Err(NameValueError::TooManyPairs { limit: 99 }));
     }
@@ -326,7 +344,7 @@ mod tests {
         let value = vec![b'v'; 40_000];
         let pairs = [(&b"a"[..], &value[..]), (b"b", &value), (b"c", b"")];
         let contents = Contents::lay_out(pairs, usize::MAX).unwrap();
-        let counts = contents.iter().map(|content| decode(content.to_vec().into(), 9).unwrap().len());
+        let counts = contents.iter().map(|content| decode(content.to_vec(), 9).unwrap().len());
         assert_eq!(counts.collect::<Vec<_>>(), [1, 2]);
     }
 
@@ -338,7 +356,7 @@ mod tests {
         let contents: Vec<_> = contents.iter().collect();
         assert_eq!(contents[0], b"\x01\x01a1");
         assert!(contents.iter().all(|content| content.len() <= MAX_PADDED_CONTENT_LEN));
-        assert_eq!(decode(contents.concat().into(), 9).unwrap(), pairs.into_iter().collect());
+        assert_eq!(decode(contents.concat(), 9).unwrap(), pairs.into_iter().collect());
     }
 
     #[test]
@@ -357,12 +375,12 @@ mod tests {
             for (name, value) in &pairs {
                 encode(name, value, &mut encoded).unwrap();
             }
-            prop_assert_eq!(list(&decode(encoded.into(), 40).unwrap()), pairs);
+            prop_assert_eq!(list(&decode(encoded, 40).unwrap()), pairs);
         }
 
         #[test]
         fn no_bytes_panic(bytes in vec(any::<u8>(), 0..400)) {
-            let _ = decode(bytes.into(), 50);
+            let _ = decode(bytes, 50);
         }
 
         #[test]
@@ -372,7 +390,7 @@ mod tests {
             let contents = Contents::lay_out(pairs.iter().copied(), usize::MAX).unwrap();
             let contents: Vec<_> = contents.iter().collect();
             prop_assert!(contents.iter().all(|content| !content.is_empty() && content.len() <= MAX_PADDED_CONTENT_LEN));
-            prop_assert_eq!(decode(contents.concat().into(), 8).unwrap(), pairs.into_iter().collect());
+            prop_assert_eq!(decode(contents.concat(), 8).unwrap(), pairs.into_iter().collect());
         }
     }
 }

@@ -347,7 +347,7 @@ impl WebServerEnd {
             return Err(ProtocolError::ManagementTooLong { record_type, len: content_len, limit });
         }
         let Some(content) = self.input.whole_content() else { return Ok(Step::Wait) };
-        let values = name_value::decode(Bytes::copy_from_slice(content), self.settings.max_values_count)
+        let values = name_value::decode(content.to_vec(), self.settings.max_values_count)
             .map_err(|error| ProtocolError::ManagementPairs { record_type, error })?;
         self.input.skip_rest();
         self.values_awaited -= 1;
