@@ -29,43 +29,56 @@ pub(super) fn decode_into(
 }
 
 /// Finds the pairs, in the place of those that `spans` holds, and says how many zero bytes there are in their lengths.
-///
-/// A function of its own, so that its loop has all registers.
-#[inline(never)]
 fn find(bytes: &[u8], max_pairs: usize, spans: &mut Vec<pairs::Span>) -> Result<usize, NameValueError> {
     let (mut offset, mut count, mut zeros) = (0, 0, 0);
-    while offset < bytes.len() {
-        let (name, name_len, value_len) = match short_lengths(bytes, offset) {
-            Some((name_len, value_len)) => {
-                zeros += usize::from(name_len == 0) + usize::from(value_len == 0);
-                (offset + 2, usize::from(name_len), usize::from(value_len))
-            }
-            None => {
-                let Span { name, value, end } = any_span(bytes, offset)?;
-                zeros += bytes[offset..name].iter().filter(|byte| **byte == 0).count();
-                (name, value - name, end - value)
-            }
-        };
-        let span = pairs::Span::side_by_side(name, name_len, value_len);
-        match spans.get_mut(count) {
-            Some(place) => *place = span,
-            None if count == max_pairs => return Err(NameValueError::TooManyPairs { limit: max_pairs }),
-            None => spans.push(span),
+    loop {
+        let short = find_short(bytes, offset, &mut spans[count..]);
+        offset = short.end;
+        count += short.count;
+        zeros += short.zeros;
+        if offset == bytes.len() {
+            spans.truncate(count);
+            return Ok(zeros);
         }
+        let Span { name, value, end } = any_span(bytes, offset)?;
+        if count == max_pairs {
+            return Err(NameValueError::TooManyPairs { limit: max_pairs });
+        }
+        if count == spans.len() {
+            spans.resize((count * 2).clamp(1, max_pairs), pairs::Span::NONE);
+        }
+        spans[count] = pairs::Span::side_by_side(name, value - name, end - value);
         count += 1;
-        offset = name + name_len + value_len;
+        zeros += bytes[offset..name].iter().filter(|byte| **byte == 0).count();
+        offset = end;
     }
-    spans.truncate(count);
-    Ok(zeros)
 }
 
-/// The lengths of the pair at `offset`, if each is of one byte, as nearly all are, and the pair is whole.
-#[inline]
-fn short_lengths(bytes: &[u8], offset: usize) -> Option<(u8, u8)> {
-    let [name_len, value_len] = *bytes.get(offset..offset + 2)?.first_chunk()?;
-    let is_short = (name_len | value_len) < 0x80;
-    let end = offset + 2 + usize::from(name_len) + usize::from(value_len);
-    (is_short && end <= bytes.len()).then_some((name_len, value_len))
+/// How many pairs were found, where the last of them ends, and how many of their lengths are zero.
+struct Short {
+    count: usize,
+    end: usize,
+    zeros: usize,
+}
+
+/// Finds the pairs whose lengths are of one byte each, as nearly all are, up to the first that is none or is not whole, or to the last place.
+///
+/// A function of its own, so that all that its loop needs is in registers.
+#[inline(never)]
+fn find_short(bytes: &[u8], start: usize, places: &mut [pairs::Span]) -> Short {
+    let (mut rest, mut count, mut zeros) = (&bytes[start..], 0, 0);
+    for place in places {
+        let [name_len, value_len, pair @ ..] = rest else { break };
+        if (name_len | value_len) >= 0x80 {
+            break;
+        }
+        let Some(after) = pair.get(usize::from(*name_len) + usize::from(*value_len)..) else { break };
+        *place = pairs::Span::side_by_side(bytes.len() - pair.len(), (*name_len).into(), (*value_len).into());
+        zeros += usize::from(*name_len == 0) + usize::from(*value_len == 0);
+        count += 1;
+        rest = after;
+    }
+    Short { count, end: bytes.len() - rest.len(), zeros }
 }
 
 /// How many bytes a variable of a web server has at least in the middle: its two lengths, its name and its value. nginx comes to some 32.

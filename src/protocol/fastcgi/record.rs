@@ -30,11 +30,12 @@ impl Header {
 
     /// The header at the start of `bytes`, `None` when fewer than eight are there.
     pub fn decode(bytes: &[u8]) -> Result<Option<Self>, DecodeError> {
-        match header(bytes) {
+        let Some(whole) = bytes.first_chunk::<HEADER_LEN>() else { return Ok(None) };
+        match header(whole) {
             // FastCGI 3.3: this is version 1 of the protocol, and a record of another may be of any shape.
             Ok((_, (version, _))) if version != VERSION => Err(DecodeError::Version(version)),
             Ok((_, (_, header))) => Ok(Some(header)),
-            // Numbers of a fixed width accept every byte, so what is wrong can only be that some are missing.
+            // Numbers of a fixed width accept every byte, and none is missing.
             Err(Err::Incomplete(_) | Err::Error(()) | Err::Failure(())) => Ok(None),
         }
     }
