@@ -16,7 +16,7 @@ use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// One application interface behind CGI, FastCGI and HTTP.
 #[derive(Debug, Parser)]
@@ -98,10 +98,10 @@ fn main() -> ExitCode {
 /// The command line; `None` where this process is a CGI script, and the client was told that it can't be answered.
 fn command_line() -> Option<Cli> {
     let words: Vec<OsString> = std::env::args_os().collect();
-    let mut tool = Cli::command();
-    let of_a_script = bridge::words_of_a_script(&tool, &words);
     // A worker that a CGI program has started inherits GATEWAY_INTERFACE.
     let is_script = std::env::var_os("GATEWAY_INTERFACE").is_some() && !bridge::is_handed_a_socket();
+    let mut tool = if is_script { bridge_alone() } else { Cli::command() };
+    let of_a_script = bridge::words_of_a_script(&tool, &words);
     if is_script && of_a_script.is_none() {
         refuse_as_cgi_script();
         return None;
@@ -123,6 +123,12 @@ fn command_line() -> Option<Cli> {
             None
         }
     }
+}
+
+/// The tool with nothing but what a CGI script can be: the options of all the other commands would take a quarter of such a script's time.
+fn bridge_alone() -> clap::Command {
+    let bridge = bridge::Arguments::augment_args(clap::Command::new("bridge"));
+    logging::Arguments::augment_args(clap::Command::new("gatespan")).subcommand(bridge)
 }
 
 /// A web server has started the tool as a CGI script, but not as a bridge. Its arguments may be a client's query (RFC 3875 4.4), so that
@@ -152,6 +158,21 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+        bridge_alone().debug_assert();
+    }
+
+    #[test]
+    fn a_script_is_understood_as_the_same_words_on_a_command_line() {
+        let line = "gatespan -v --log-format json bridge --timeout 3s --env A=b -q cgi: --debug fastcgi:/run/app.sock";
+        let read = |tool: clap::Command| {
+            let matches = tool.try_get_matches_from(line.split(' ')).unwrap();
+            format!("{:?}", Cli::from_arg_matches(&matches).unwrap())
+        };
+        assert_eq!(read(bridge_alone()), read(Cli::command()));
+        let wrong = bridge_alone()
+            .try_get_matches_from(["gatespan", "bridge", "cgi:", "--tmeout=3s", "app:hello"])
+            .unwrap_err();
+        assert!(wrong.to_string().contains("--timeout"), "{wrong}");
     }
 
     #[test]
