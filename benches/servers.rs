@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use load::Extent;
 use rustix::event::Timespec;
+use rustix::process::{Pid, Signal, kill_process};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 /// How many connections are open at once.
@@ -262,7 +263,12 @@ struct Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // Killed outright nginx would leave its workers behind. It may have ended by itself.
+        let _ = kill_process(Pid::from_child(&self.process), Signal::TERM);
+        let start = Instant::now();
+        while matches!(self.process.try_wait(), Ok(None)) && start.elapsed() < Duration::from_secs(3) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
