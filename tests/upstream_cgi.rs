@@ -624,6 +624,30 @@ async fn who_leaves_ends_the_group_politely_and_then_not() {
 }
 
 #[tokio::test]
+async fn who_leaves_while_the_script_is_started_keeps_its_place_until_all_is_over() {
+    let site = Site::of(
+        "trap 'echo told; sleep 0.3; echo slept >$MARKS/slept; exit' TERM; echo $$ >$MARKS/pid; while :; do sleep 0.01; done",
+    );
+    let host = site.host(|_| {});
+    let mut asking = Box::pin(call(host.clone(), get("/script")));
+    assert!(poll!(&mut asking).is_pending());
+    // Nothing else of this thread's goes on meanwhile, so that it is not known here that the script was started.
+    let begun = Instant::now();
+    while !site.has_mark("pid") {
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let begun = Instant::now();
+    drop(asking);
+    assert_eq!(host.running(), 1);
+    soon(host.idle()).await;
+    assert!(begun.elapsed() >= Duration::from_millis(300));
+    assert!(site.has_mark("slept"));
+    let pid = site.mark("pid").await;
+    assert!(!is_alive(&pid));
+}
+
+#[tokio::test]
 async fn a_cancelled_request_ends_its_script_although_its_response_is_held() {
     let site = Site::of("echo $$ >$MARKS/pid; printf 'Content-Type: text/plain\\n\\nsome'; exec sleep 60");
     let (environ, cancellation) = get("/script").with_own_cancellation();

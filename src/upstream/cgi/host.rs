@@ -160,7 +160,7 @@ impl Host {
             Err(error) => return Err(not_received(error, &name)),
         };
         let place = self.place(&script).await.map_err(refused)?;
-        let (started, input) = self.start(environ, script, input).await.map_err(refused)?;
+        let (started, input, place) = self.start(environ, script, input, place).await.map_err(refused)?;
         let request = Request {
             environ: environ.without_input(),
             script: name.clone(),
@@ -238,7 +238,13 @@ impl Host {
     }
 
     /// Starts the script. What of its input is not there yet comes back with it.
-    async fn start(&self, environ: &Environ, script: Script, input: RequestInput) -> Result<(Started, Input), Failure> {
+    async fn start(
+        &self,
+        environ: &Environ,
+        script: Script,
+        input: RequestInput,
+        place: Place,
+    ) -> Result<(Started, Input, Place), Failure> {
         let cannot_start =
             |step: &str, error| Failure::CannotStart { file: script.file.clone(), step: step.to_owned().into(), error };
         let environment = environment::build(environ, &script, &self.rules, input.length)?;
@@ -260,8 +266,8 @@ impl Host {
         command.limits = self.config.limits;
         command.identity.clone_from(&self.config.identity);
         let pace = Pace::of(script.file.as_os_str().as_bytes());
-        match Process::start_unwatched(command, stdin, &self.settings, pace).await {
-            Ok(started) => Ok((started, rest)),
+        match Process::start_unwatched(command, stdin, &self.settings, pace, place).await {
+            Ok((started, place)) => Ok((started, rest, place)),
             Err(error) => Err(not_started(&script, error)),
         }
     }

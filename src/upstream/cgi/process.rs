@@ -100,8 +100,8 @@ impl Process {
     /// See [`Step`].
     pub async fn start(command: Command, input: Input, settings: &Settings) -> Result<Self, SpawnError> {
         let pace = Pace::of(command.program.as_bytes());
-        let mut started =
-            start(Launch { command, input, settings: settings.clone(), pace, told: Told::Beforehand }).await?;
+        let launch = Launch { command, input, settings: settings.clone(), pace, told: Told::Beforehand };
+        let (mut started, ()) = start(launch, ()).await?;
         // It was told already: this does not fail.
         started.process.stdout = started.stdout.into_watched().ok();
         started.process.stderr = started.stderr.into_watched().ok();
@@ -109,13 +109,16 @@ impl Process {
     }
 
     /// The same, with pipes that the runtime need not be told of. A program that is known to be quick may be over when it comes back.
-    pub(super) async fn start_unwatched(
+    ///
+    /// `held` comes back with it, or is dropped when there is no program: not before the end of one that was started for nobody.
+    pub(super) async fn start_unwatched<H: Send + 'static>(
         command: Command,
         input: Input,
         settings: &Settings,
         pace: &'static Pace,
-    ) -> Result<Started, SpawnError> {
-        start(Launch { command, input, settings: settings.clone(), pace, told: Told::Later }).await
+        held: H,
+    ) -> Result<(Started, H), SpawnError> {
+        start(Launch { command, input, settings: settings.clone(), pace, told: Told::Later }, held).await
     }
 
     /// Whether it is known to have exited.
@@ -227,21 +230,46 @@ struct Launch {
 }
 
 /// Starts a program, on a thread that may stand still: this one, if it is one that the runtime can spare and the program is quick.
-async fn start(launch: Launch) -> Result<Started, SpawnError> {
+async fn start<H: Send + 'static>(launch: Launch, held: H) -> Result<(Started, H), SpawnError> {
     let runtime = Handle::current();
     if !launch.settings.standstill.is_zero()
         && launch.pace.is_executed_quickly()
         && let Some(_standing) = Standing::of(&runtime)
     {
-        return launch.run(runtime);
+        return launch.run(runtime).map(|started| (started, held));
     }
     let (started, outcome) = oneshot::channel();
     threads::run(move || {
-        // If nobody waits any more, this drops the process and thereby ends it.
-        drop(started.send(launch.run(runtime)));
+        if started.is_closed() {
+            // Nobody waits any more.
+            return;
+        }
+        let outcome = launch.run(runtime.clone());
+        drop(started.send(outcome.map(|started| OnItsWay { content: Some((started, held)), runtime })));
     });
     let lost = || SpawnError { step: Step::Process, source: io::Error::other("the thread that starts it panicked") };
-    outcome.await.unwrap_or_else(|_| Err(lost()))
+    let mut on_its_way = outcome.await.unwrap_or_else(|_| Err(lost()))?;
+    on_its_way.content.take().ok_or_else(lost)
+}
+
+/// A program that was just started, on its way to the task that wants it. When that is gone, the program is ended, and what was held for it
+/// let go after that.
+struct OnItsWay<H: Send + 'static> {
+    content: Option<(Started, H)>,
+    runtime: Handle,
+}
+
+impl<H: Send + 'static> Drop for OnItsWay<H> {
+    fn drop(&mut self) {
+        if let Some((Started { process, stdout, stderr }, held)) = self.content.take() {
+            let ending = process.end();
+            self.runtime.spawn(async move {
+                let _ = ending.await;
+                // What it writes while it ends politely is not read, and is no SIGPIPE either.
+                drop((stdout, stderr, held));
+            });
+        }
+    }
 }
 
 impl Launch {
