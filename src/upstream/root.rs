@@ -1,5 +1,6 @@
 //! A folder that requests may look into, and nothing outside it: shared by the upstreams that map paths to files.
 
+use std::ffi::OsStr;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -167,6 +168,8 @@ impl Relative {
 pub(super) struct Root {
     path: PathBuf,
     links: Links,
+    /// Whether no name in its path was a link when it was first opened. It says what is tried first, and nothing depends on it.
+    is_straight: bool,
 }
 
 /// What a path leads to.
@@ -202,8 +205,9 @@ const LOOK: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 impl Root {
     pub(super) fn new(path: &Path, links: Links) -> Result<Self, RootError> {
         let refuse = |cause| RootError { path: path.to_owned(), cause };
-        let root = Self { path: std::path::absolute(path).map_err(refuse)?, links };
+        let mut root = Self { path: std::path::absolute(path).map_err(refuse)?, links, is_straight: false };
         root.open(ResolveFlags::empty()).map_err(|errno| refuse(errno.into()))?;
+        root.is_straight = root.open(ResolveFlags::NO_SYMLINKS).is_ok();
         Ok(root)
     }
 
@@ -229,7 +233,7 @@ impl Root {
 
     async fn find_for(&self, path: &Relative, purpose: OFlags) -> Result<Found, LookupError> {
         // Mostly the system knows every name on the way by heart, and nothing can block.
-        match self.open_beneath(path.bytes(), purpose, ResolveFlags::CACHED) {
+        match self.open_cached(path.bytes(), purpose) {
             Ok(descriptor) => found(descriptor),
             Err(Errno::AGAIN | Errno::INVAL | Errno::NOSYS | Errno::XDEV) => {
                 let (root, path) = (self.clone(), path.clone());
@@ -244,7 +248,7 @@ impl Root {
         let opened = match self.links {
             Links::Within => self.open_beneath(path.bytes(), purpose, ResolveFlags::empty()),
             Links::Anywhere => {
-                let path = self.path.join(std::ffi::OsStr::from_bytes(path.bytes()));
+                let path = self.path.join(OsStr::from_bytes(path.bytes()));
                 openat(CWD, path, purpose, Mode::empty())
             }
         };
@@ -264,7 +268,7 @@ impl Root {
             })
         };
         let root = resolve(&self.path)?;
-        let target = resolve(&self.path.join(std::ffi::OsStr::from_bytes(path.bytes())))?;
+        let target = resolve(&self.path.join(OsStr::from_bytes(path.bytes())))?;
         let Ok(below) = target.strip_prefix(&root) else {
             return Err(LookupError::Outside(self.path.display().to_string()));
         };
@@ -287,6 +291,19 @@ impl Root {
             true => openat(CWD, &self.path, as_folder, Mode::empty()),
             false => openat2(CWD, &self.path, as_folder, Mode::empty(), flags),
         }
+    }
+
+    /// Without waiting for a disk. Where no name on the whole way is a link, what it leads to lies below the folder, and the folder need
+    /// not be opened first.
+    fn open_cached(&self, path: &[u8], purpose: OFlags) -> Result<OwnedFd, Errno> {
+        if self.is_straight {
+            let whole = self.path.join(OsStr::from_bytes(path));
+            match openat2(CWD, whole, purpose, Mode::empty(), ResolveFlags::CACHED | ResolveFlags::NO_SYMLINKS) {
+                Err(Errno::LOOP | Errno::NAMETOOLONG) => {}
+                opened => return opened,
+            }
+        }
+        self.open_beneath(path, purpose, ResolveFlags::CACHED)
     }
 
     fn open_beneath(&self, path: &[u8], purpose: OFlags, flags: ResolveFlags) -> Result<OwnedFd, Errno> {
@@ -420,17 +437,37 @@ mod tests {
     #[tokio::test]
     async fn a_link_that_is_changed_counts_at_once() {
         let scratch = tempfile::tempdir().unwrap();
-        let at = |name: &str| scratch.path().join(name);
-        for release in ["1", "2"] {
+        let folder = scratch.path().canonicalize().unwrap();
+        let at = |name: &str| folder.join(name);
+        for (release, file) in [("1", "old"), ("2", "new"), ("site", "first")] {
             fs::create_dir(at(release)).unwrap();
+            fs::write(at(release).join(file), "").unwrap();
         }
-        fs::write(at("2/new"), "").unwrap();
         symlink("1", at("current")).unwrap();
-        let root = Root::new(&at("current"), Links::Within).unwrap();
-        assert_eq!(root.kind(&relative("new")).await.unwrap(), Kind::Missing);
+        // One that is a link when it is first opened, and one that becomes a link later.
+        let roots = ["current", "site"].map(|name| Root::new(&at(name), Links::Within).unwrap());
+        assert_eq!(roots.each_ref().map(|root| root.is_straight), [false, true]);
+        let found = async |name: &str| {
+            let mut kinds = Vec::new();
+            for root in &roots {
+                kinds.push(root.kind(&relative(name)).await.unwrap());
+            }
+            kinds
+        };
+        assert_eq!(found("old").await, [Kind::File, Kind::Missing]);
+        assert_eq!(found("first").await, [Kind::Missing, Kind::File]);
         fs::remove_file(at("current")).unwrap();
-        symlink("2", at("current")).unwrap();
-        assert_eq!(root.kind(&relative("new")).await.unwrap(), Kind::File);
+        fs::rename(at("site"), at("before")).unwrap();
+        for name in ["current", "site"] {
+            symlink("2", at(name)).unwrap();
+        }
+        assert_eq!(found("new").await, [Kind::File, Kind::File]);
+        assert_eq!(found("first").await, [Kind::Missing, Kind::Missing]);
+        for name in ["current", "site"] {
+            fs::remove_file(at(name)).unwrap();
+            fs::create_dir(at(name)).unwrap();
+        }
+        assert_eq!(found("new").await, [Kind::Missing, Kind::Missing]);
     }
 
     #[test]
