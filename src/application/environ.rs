@@ -612,31 +612,51 @@ impl Variables {
     ///
     /// For a name that is empty, holds `=` or NUL, or can't be in an environ, and for a value with NUL.
     pub fn set(&mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<(), VariableError> {
-        let (name, value) = (name.as_ref(), value.as_ref());
-        if !cgi::is_environment_name(name) {
-            return Err(VariableError::Name(name.escape_ascii().to_string()));
+        self.set_all(std::iter::once((name.as_ref(), value.as_ref())))
+    }
+
+    /// Sets several variables, each in the place of all of its name, in one pass over those that are there. Of a name that is given more than
+    /// once all values are kept.
+    ///
+    /// # Errors
+    ///
+    /// As [`Variables::set`], for the first that can't be set; none is then.
+    pub fn set_all<N: AsRef<[u8]>, V: AsRef<[u8]>>(
+        &mut self,
+        variables: impl Iterator<Item = (N, V)> + Clone,
+    ) -> Result<(), VariableError> {
+        for (name, value) in variables.clone() {
+            let name = name.as_ref();
+            if !cgi::is_environment_name(name) {
+                return Err(VariableError::Name(name.escape_ascii().to_string()));
+            }
+            if cgi::is_forbidden(name) {
+                return Err(VariableError::Forbidden(name.escape_ascii().to_string()));
+            }
+            if !cgi::is_environment_value(value.as_ref()) {
+                return Err(VariableError::Value(name.escape_ascii().to_string()));
+            }
         }
-        if cgi::is_forbidden(name) {
-            return Err(VariableError::Forbidden(name.escape_ascii().to_string()));
+        self.remove_all(variables.clone().map(|(name, _)| name));
+        for (name, value) in variables {
+            if matches!(name.as_ref(), b"REQUEST_METHOD" | b"CONTENT_LENGTH") {
+                self.known = None;
+            }
+            self.pairs.push(name, value);
         }
-        if !cgi::is_environment_value(value) {
-            return Err(VariableError::Value(name.escape_ascii().to_string()));
-        }
-        self.remove(name);
-        if matches!(name, b"REQUEST_METHOD" | b"CONTENT_LENGTH") {
-            self.known = None;
-        }
-        self.pairs.push(name, value);
         Ok(())
     }
 
     /// Removes all variables of that name.
     pub fn remove(&mut self, name: impl AsRef<[u8]>) {
-        let name = name.as_ref();
+        self.remove_all(std::iter::once(name.as_ref()));
+    }
+
+    fn remove_all<N: AsRef<[u8]>>(&mut self, names: impl Iterator<Item = N> + Clone) {
         self.joined = OnceLock::new();
-        if self.pairs.last(name).is_some() {
+        if self.pairs.remove_named(names) {
+            // Places may have changed.
             self.known = None;
-            self.pairs.retain(|other, _| other != name);
         }
     }
 
@@ -831,6 +851,31 @@ mod tests {
         let variables = Variables::from_pairs(with_forbidden.into_iter().collect());
         assert_eq!(both(&variables), expected(Some("GET"), Some("2")));
         assert_eq!(variables.get(b"HTTP_PROXY"), None);
+    }
+
+    #[test]
+    fn several_variables_are_set_at_once_or_none() {
+        let mut variables: Variables =
+            [("A", "1"), ("REQUEST_METHOD", "GET"), ("B", "1"), ("A", "2"), ("HTTP_C", "1"), ("HTTP_C", "2")]
+                .into_iter()
+                .collect();
+        assert_eq!(variables.get(b"HTTP_C"), Some(&b"1, 2"[..]));
+        variables.set_all([("A", "3"), ("HTTP_C", "3"), ("D", "4")].into_iter()).unwrap();
+        let told: Vec<_> = variables.pairs().iter().collect();
+        let expected = [("REQUEST_METHOD", "GET"), ("B", "1"), ("A", "3"), ("HTTP_C", "3"), ("D", "4")];
+        assert_eq!(told, expected.map(|(name, value)| (name.as_bytes(), value.as_bytes())));
+        assert_eq!(variables.get(b"HTTP_C"), Some(&b"3"[..]));
+        assert_eq!(variables.get(b"REQUEST_METHOD"), Some(&b"GET"[..]));
+        variables.set_all([("REQUEST_METHOD", "POST"), ("CONTENT_LENGTH", "5")].into_iter()).unwrap();
+        assert_eq!(variables.get(b"REQUEST_METHOD"), Some(&b"POST"[..]));
+        assert_eq!(variables.get(b"CONTENT_LENGTH"), Some(&b"5"[..]));
+        for (wrong, value) in [("", "x"), ("E=F", "x"), ("HTTP_PROXY", "x"), ("E", "a\0b")] {
+            let before: Vec<_> =
+                variables.pairs().iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
+            assert!(variables.set_all([("A", "9"), (wrong, value)].into_iter()).is_err(), "{wrong}");
+            let after: Vec<_> = variables.pairs().iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
+            assert_eq!(before, after, "{wrong}");
+        }
     }
 
     #[test]

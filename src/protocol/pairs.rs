@@ -189,6 +189,26 @@ impl Pairs {
         self.spans = spans;
     }
 
+    /// Removes the pairs that have one of these names, and says whether there were any. However many the names, each pair is looked at once, and
+    /// most of them by the length of their names alone.
+    pub fn remove_named<N: AsRef<[u8]>>(&mut self, names: impl Iterator<Item = N> + Clone) -> bool {
+        // All lengths from 63 on share a bit.
+        let bit = |len: usize| 1_u64 << len.min(63);
+        let lengths = names.clone().fold(0, |lengths, name| lengths | bit(name.as_ref().len()));
+        let mut spans = std::mem::take(&mut self.spans);
+        let before = spans.len();
+        spans.retain(|span| {
+            lengths & bit(span.name_len as usize) == 0 || !names.clone().any(|name| self.is_named(span, name.as_ref()))
+        });
+        let is_any_removed = spans.len() != before;
+        if is_any_removed {
+            // What is left behind may hold some.
+            self.zeros_beside = None;
+        }
+        self.spans = spans;
+        is_any_removed
+    }
+
     /// Removes all pairs. The memory for added ones is kept for the next.
     pub fn clear(&mut self) {
         self.wire = Bytes::new();
@@ -242,7 +262,7 @@ fn assert_short(buffer: &[u8]) {
 /// With some room, since most copies are made to be added to.
 impl Clone for Pairs {
     fn clone(&self) -> Self {
-        const ROOM: (usize, usize) = (4, 128);
+        const ROOM: (usize, usize) = (12, 512);
         self.clone_with_room(ROOM.0, ROOM.1)
     }
 }
@@ -351,6 +371,23 @@ mod tests {
         let found: Vec<_> = pairs.of_lengths(1 | 1 << 1).collect();
         assert_eq!(found, [(0, &b"A"[..]), (2, b""), (4, b"B")]);
         assert_eq!((pairs.value(3), pairs.value(5)), (Some(&b"4"[..]), None));
+    }
+
+    #[test]
+    fn pairs_are_removed_by_their_names_whatever_their_lengths() {
+        // Names of 63 bytes and more are told apart by their bytes alone.
+        let long = [62, 63, 64, 200].map(|len| "N".repeat(len));
+        let all: Vec<&str> = ["", "A", "B", "AB", "A"].into_iter().chain(long.iter().map(String::as_str)).collect();
+        for removed in [&["A"][..], &["", "AB"], &["Z", "B"], &[&long[1]], &[&long[2], "A"], &[&long[0], &long[3]]] {
+            let mut pairs: Pairs = all.iter().map(|name| (name, "v")).collect();
+            assert!(pairs.remove_named(removed.iter()), "{removed:?}");
+            let left: Vec<&str> = all.iter().copied().filter(|name| !removed.contains(name)).collect();
+            assert!(pairs.iter().eq(left.iter().map(|name| (name.as_bytes(), &b"v"[..]))), "{removed:?}");
+            assert!(!pairs.remove_named(removed.iter()), "{removed:?}");
+        }
+        let mut pairs = Pairs::new();
+        assert!(!pairs.remove_named(["A"].iter()));
+        assert!(!pairs.remove_named(std::iter::empty::<&str>()));
     }
 
     #[test]

@@ -20,6 +20,7 @@
 mod pattern;
 mod try_files;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -284,6 +285,9 @@ impl<S, F> Shared<S, F> {
     }
 
     fn is_denied(&self, path: &Relative) -> bool {
+        if self.config.deny.is_empty() {
+            return false;
+        }
         let path = path.absolute();
         self.config.deny.iter().any(|pattern| pattern.matches(&path))
     }
@@ -309,33 +313,47 @@ impl<S, F> Shared<S, F> {
         path_info: &[u8],
         query: Option<Vec<u8>>,
     ) -> Result<(), Error> {
-        // Before the parts change that it may have to be put together from.
-        let request_uri = environ.target().into_owned();
-        let script_name = [mounted_at, &script.absolute()].concat();
+        // Where the request has none, it is put together from the parts before they change.
+        let request_uri = match environ.target() {
+            Cow::Owned(target) => Some(target),
+            Cow::Borrowed(_) => None,
+        };
+        let script = script.absolute();
         let root = self.script_root.as_os_str().as_bytes();
         // Scripts put a slash and a name behind it.
         let root = root.strip_suffix(b"/").unwrap_or(root);
-        let query = query.unwrap_or_else(|| environ.query_string().to_vec());
+        let script_filename = [root, &script].concat();
+        let script_name = [mounted_at, &script].concat();
+        let document_uri = [&script_name, path_info].concat();
+        let path_translated = [root, path_info].concat();
+        let mut told: Vec<(&str, &[u8])> = Vec::with_capacity(12);
+        told.extend([
+            (names::SCRIPT_FILENAME, &*script_filename),
+            (names::DOCUMENT_ROOT, if root.is_empty() { b"/" } else { root }),
+            (names::SCRIPT_NAME, &script_name),
+            (names::PATH_INFO, path_info),
+            ("DOCUMENT_URI", &document_uri),
+            (names::GATEWAY_INTERFACE, b"CGI/1.1"),
+            // php-cgi runs nothing without it: it is how it knows that a web server has chosen the script.
+            ("REDIRECT_STATUS", b"200"),
+        ]);
+        told.extend(request_uri.as_deref().map(|target| (names::REQUEST_URI, target)));
+        told.extend(query.as_deref().map(|query| (names::QUERY_STRING, query)));
         let variables = environ.variables_mut();
-        variables.set(names::SCRIPT_FILENAME, [root, &script.absolute()].concat())?;
-        variables.set(names::DOCUMENT_ROOT, if root.is_empty() { b"/" } else { root })?;
-        variables.set(names::PATH_INFO, path_info)?;
         match path_info {
             [] => variables.remove(names::PATH_TRANSLATED),
-            info => variables.set(names::PATH_TRANSLATED, [root, info].concat())?,
+            _ => told.push((names::PATH_TRANSLATED, &path_translated)),
         }
-        variables.set("DOCUMENT_URI", [&script_name, path_info].concat())?;
-        variables.set(names::SCRIPT_NAME, script_name)?;
-        variables.set(names::REQUEST_URI, request_uri)?;
-        variables.set(names::QUERY_STRING, query)?;
-        // php-cgi runs nothing without it: it is how it knows that a web server has chosen the script.
-        variables.set("REDIRECT_STATUS", "200")?;
-        variables.set(names::GATEWAY_INTERFACE, "CGI/1.1")?;
+        let is_missing = |name: &str| variables.get(name.as_bytes()).is_none_or(<[u8]>::is_empty);
+        if query.is_none() && is_missing(names::QUERY_STRING) {
+            told.push((names::QUERY_STRING, b""));
+        }
         for (name, usual) in [(names::SERVER_SOFTWARE, SERVER_SOFTWARE), (names::SERVER_PROTOCOL, "HTTP/1.1")] {
-            if variables.get(name.as_bytes()).is_none_or(<[u8]>::is_empty) {
-                variables.set(name, usual)?;
+            if is_missing(name) {
+                told.push((name, usual.as_bytes()));
             }
         }
+        variables.set_all(told.iter().copied())?;
         // To PHP an HTTPS that is set and empty is one more thing to trip over.
         if variables.get(names::HTTPS.as_bytes()).is_some_and(<[u8]>::is_empty) {
             variables.remove(names::HTTPS);
