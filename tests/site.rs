@@ -521,6 +521,25 @@ async fn a_script_is_told_where_it_is_for_the_one_who_runs_it() {
 }
 
 #[tokio::test]
+async fn a_script_is_told_one_value_of_what_was_sent_twice() {
+    let root = tempfile::tempdir().unwrap();
+    fs::write(root.path().join("a.php"), "").unwrap();
+    let (told, site) = told(&root, Config::default());
+    let twice = [("REQUEST_URI", "/a.php?q"), ("QUERY_STRING", "q"), ("SCRIPT_NAME", ""), ("PATH_INFO", "/a.php")];
+    let mut environ = request(&[]);
+    environ.variables_mut().set_all([twice, twice].iter().flatten().copied()).unwrap();
+    assert_eq!(status(&site, environ).await, 200);
+    let environ = told.0.lock().unwrap().pop().unwrap();
+    for (name, value) in
+        [("REQUEST_URI", "/a.php?q"), ("QUERY_STRING", "q"), ("SCRIPT_NAME", "/a.php"), ("PATH_INFO", "")]
+    {
+        let values: Vec<_> =
+            environ.variables().pairs().iter().filter(|(other, _)| *other == name.as_bytes()).collect();
+        assert_eq!(values, [(name.as_bytes(), value.as_bytes())]);
+    }
+}
+
+#[tokio::test]
 async fn a_script_that_this_process_may_not_read_is_run_all_the_same() {
     let root = tempfile::tempdir().unwrap();
     fs::write(root.path().join("a.php"), "").unwrap();

@@ -20,7 +20,6 @@
 mod pattern;
 mod try_files;
 
-use std::borrow::Cow;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -313,11 +312,10 @@ impl<S, F> Shared<S, F> {
         path_info: &[u8],
         query: Option<Vec<u8>>,
     ) -> Result<(), Error> {
-        // Where the request has none, it is put together from the parts before they change.
-        let request_uri = match environ.target() {
-            Cow::Owned(target) => Some(target),
-            Cow::Borrowed(_) => None,
-        };
+        // Both are set even where they stay the same: a web server may have sent them more than once. A request without a target has it put
+        // together from the parts before they change.
+        let request_uri = environ.target().into_owned();
+        let query = query.or_else(|| environ.variables().get(names::QUERY_STRING.as_bytes()).map(<[u8]>::to_vec));
         let script = script.absolute();
         let root = self.script_root.as_os_str().as_bytes();
         // Scripts put a slash and a name behind it.
@@ -336,18 +334,15 @@ impl<S, F> Shared<S, F> {
             (names::GATEWAY_INTERFACE, b"CGI/1.1"),
             // php-cgi runs nothing without it: it is how it knows that a web server has chosen the script.
             ("REDIRECT_STATUS", b"200"),
+            (names::REQUEST_URI, &request_uri),
+            (names::QUERY_STRING, query.as_deref().unwrap_or_default()),
         ]);
-        told.extend(request_uri.as_deref().map(|target| (names::REQUEST_URI, target)));
-        told.extend(query.as_deref().map(|query| (names::QUERY_STRING, query)));
         let variables = environ.variables_mut();
         match path_info {
             [] => variables.remove(names::PATH_TRANSLATED),
             _ => told.push((names::PATH_TRANSLATED, &path_translated)),
         }
         let is_missing = |name: &str| variables.get(name.as_bytes()).is_none_or(<[u8]>::is_empty);
-        if query.is_none() && is_missing(names::QUERY_STRING) {
-            told.push((names::QUERY_STRING, b""));
-        }
         for (name, usual) in [(names::SERVER_SOFTWARE, SERVER_SOFTWARE), (names::SERVER_PROTOCOL, "HTTP/1.1")] {
             if is_missing(name) {
                 told.push((name, usual.as_bytes()));
