@@ -232,7 +232,7 @@ impl Answer {
         response.map_or(Poll::Pending, Poll::Ready)
     }
 
-    /// The same with a place for the response, which is large: it stays as it is when the response has been given out before.
+    /// The same with a place for the response, which is large: it is empty where the response has been given out before.
     pub(crate) fn poll_into(&mut self, response: &mut Option<Response>, cx: &mut Context<'_>) -> Poll<()> {
         let call = match &mut self.step {
             Step::Calling(call) => call,
