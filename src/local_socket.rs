@@ -2,30 +2,47 @@
 //!
 //! tokio's own is woken twice for each request: when something comes, and before that when the other side has read what was sent, because there is
 //! room for more then. This one asks for room only when it has none.
-#![expect(unsafe_code, reason = "tokio has the caller vouch for descriptors, and for memory that a system call filled")]
+#![expect(
+    unsafe_code,
+    reason = "tokio has the caller vouch for descriptors and for memory that a system call filled; a peer may have no pid"
+)]
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use rustix::io::retry_on_intr;
-use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
     RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketFlags, accept_with, recv, send, sendmsg, shutdown,
 };
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::task::coop;
+use tokio::time::{Sleep, sleep};
+
+/// How long to wait for room before it is looked for again, where nothing can tell of it.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// A connected Unix socket.
 #[derive(Debug)]
 pub struct LocalStream {
     socket: AsyncFd<OwnedFd>,
-    /// The same socket once more, for waiting until there is room to write; made when there first was none.
-    room: Option<AsyncFd<OwnedFd>>,
+    /// There as long as there is no room to write.
+    room: Option<Room>,
     /// Something may have come before there was anybody to be told of it.
     may_have_begun: bool,
+}
+
+/// What tells of room to write.
+#[derive(Debug)]
+enum Room {
+    /// The same socket once more.
+    Watched(AsyncFd<OwnedFd>),
+    /// The time, where the process has no descriptor to spare.
+    Awaited(Pin<Box<Sleep>>),
 }
 
 /// Who is at the other end of a Unix socket.
@@ -34,8 +51,8 @@ pub struct LocalStream {
 pub struct PeerCredentials {
     /// The user's id.
     pub uid: u32,
-    /// The process's id.
-    pub pid: i32,
+    /// The process's id; `None` where it has none here, because it is in another PID namespace.
+    pub pid: Option<i32>,
 }
 
 impl LocalStream {
@@ -50,8 +67,15 @@ impl LocalStream {
     ///
     /// The system's.
     pub fn peer_credentials(&self) -> io::Result<PeerCredentials> {
-        let credentials = socket_peercred(&self.socket)?;
-        Ok(PeerCredentials { uid: credentials.uid.as_raw(), pid: credentials.pid.as_raw_pid() })
+        // rustix has no way to say that there is no pid.
+        let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
+        let mut len = libc::socklen_t::try_from(size_of_val(&credentials)).unwrap_or(0);
+        let (into, socket) = ((&raw mut credentials).cast(), self.socket.as_raw_fd());
+        // SAFETY: it writes no more than `len` bytes to `credentials`, of which every value is one.
+        match unsafe { libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_PEERCRED, into, &raw mut len) } {
+            0 => Ok(PeerCredentials { uid: credentials.uid, pid: Some(credentials.pid).filter(|pid| *pid != 0) }),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     /// Writes at once where that is possible, and else when there is room.
@@ -60,21 +84,44 @@ impl LocalStream {
         cx: &mut Context<'_>,
         mut send: impl FnMut(&OwnedFd) -> rustix::io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
-        let room = match &mut self.room {
-            Some(room) => room,
-            none => {
-                match retry_on_intr(|| send(self.socket.get_ref())) {
-                    Err(rustix::io::Errno::AGAIN) => {}
-                    sent => return Poll::Ready(sent.map_err(io::Error::from)),
-                }
-                none.insert(register(self.socket.get_ref().try_clone()?, Interest::WRITABLE)?)
-            }
+        let socket = self.socket.get_ref();
+        let mut try_send = || match retry_on_intr(|| send(socket)) {
+            Err(rustix::io::Errno::AGAIN) => None,
+            sent => Some(sent.map_err(io::Error::from)),
         };
         loop {
-            let mut ready = ready!(room.poll_write_ready(cx))?;
-            if let Ok(sent) = ready.try_io(|socket| Ok(retry_on_intr(|| send(socket.get_ref()))?)) {
-                return Poll::Ready(sent);
+            match &mut self.room {
+                None => {
+                    // Who is always read from at once is not to keep others from their turn.
+                    let turn = ready!(coop::poll_proceed(cx));
+                    if let Some(sent) = try_send() {
+                        turn.made_progress();
+                        return Poll::Ready(sent);
+                    }
+                    self.room = Some(Room::of(socket));
+                }
+                Some(Room::Watched(watched)) => {
+                    let mut ready = ready!(watched.poll_write_ready(cx))?;
+                    if let Some(sent) = try_send() {
+                        self.room = None;
+                        return Poll::Ready(sent);
+                    }
+                    ready.clear_ready();
+                }
+                Some(Room::Awaited(pause)) => {
+                    ready!(pause.as_mut().poll(cx));
+                    self.room = None;
+                }
             }
+        }
+    }
+}
+
+impl Room {
+    fn of(socket: &OwnedFd) -> Self {
+        match socket.try_clone().and_then(|socket| register(socket, Interest::WRITABLE)) {
+            Ok(watched) => Self::Watched(watched),
+            Err(_) => Self::Awaited(Box::pin(sleep(LOOK_AGAIN))),
         }
     }
 }
@@ -132,10 +179,15 @@ fn receive(socket: &OwnedFd, buf: &mut ReadBuf<'_>) -> io::Result<usize> {
 
 impl AsyncRead for LocalStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if std::mem::take(&mut self.may_have_begun) {
+        if self.may_have_begun {
+            let turn = ready!(coop::poll_proceed(cx));
+            self.may_have_begun = false;
             match receive(self.socket.get_ref(), buf) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                received => return Poll::Ready(received.map(drop)),
+                received => {
+                    turn.made_progress();
+                    return Poll::Ready(received.map(drop));
+                }
             }
         }
         let room = buf.remaining();
@@ -222,7 +274,7 @@ mod tests {
             let mut accepted = listener.accept().await.unwrap();
             assert!(rustix::fs::fcntl_getfl(&accepted).unwrap().contains(rustix::fs::OFlags::NONBLOCK));
             assert!(rustix::io::fcntl_getfd(&accepted).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
-            assert_eq!(accepted.peer_credentials().unwrap().pid, rustix::process::getpid().as_raw_pid());
+            assert_eq!(accepted.peer_credentials().unwrap().pid, Some(std::process::id().cast_signed()));
             let mut buffer = [0; 16];
             let mut first = ReadBuf::new(&mut buffer);
             let polled =
@@ -244,6 +296,8 @@ mod tests {
         let sent = vec![b'x'; 4 << 20];
         let writing = async {
             one.write_all(&sent).await.unwrap();
+            // No second descriptor is held for as long as the connection is open.
+            assert!(one.room.is_none());
             one.shutdown().await.unwrap();
             let mut answer = Vec::new();
             one.read_to_end(&mut answer).await.unwrap();
@@ -257,5 +311,19 @@ mod tests {
             received.len()
         };
         assert_eq!(tokio::join!(writing, reading), (b"answer".to_vec(), 4 << 20));
+    }
+
+    #[tokio::test]
+    async fn who_can_always_write_lets_others_have_their_turn() {
+        let (mut one, _other) = pair();
+        let writes = poll_fn(|cx| {
+            let mut write = |_: &usize| Pin::new(&mut one).poll_write(cx, b"x").map(Result::unwrap) == Poll::Ready(1);
+            Poll::Ready((0..200).take_while(|index| write(index)).count())
+        });
+        // As many as tokio lets a task do at once; there is room for more.
+        assert!((1..200).contains(&writes.await));
+        let more = poll_fn(|cx| Poll::Ready(Pin::new(&mut one).poll_write(cx, &[b'x'; 200]).is_ready()));
+        tokio::task::yield_now().await;
+        assert!(more.await);
     }
 }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use bridge::{Bridge, Log, PORT, SOON, ask, body, header, status, tool};
 use fastcgi_client::{Answer, Client};
 use gatespan::protocol::fastcgi::Role;
-use rustix::process::{Pid, Signal, geteuid, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, geteuid, kill_process, prlimit};
 
 /// One request over FastCGI, to a Unix socket.
 fn fastcgi(stream: UnixStream, params: &[(&str, &str)]) -> Answer {
@@ -459,6 +459,56 @@ fn an_abstract_socket_takes_the_users_that_were_named() {
         assert_eq!(connected.status.success(), is_refused, "{options:?}: {}", errors(&connected));
         bridge.stop();
     }
+}
+
+#[test]
+fn a_client_that_has_no_pid_here_is_served() {
+    // Only root can be somewhere else.
+    if !geteuid().is_root() {
+        return;
+    }
+    let name = format!("gatespan-elsewhere-{}", std::process::id());
+    let bridge = tool(&["bridge", &format!("fastcgi:@{name}"), "app:hello"]);
+    let mut elsewhere = Command::new("unshare");
+    elsewhere.args(["--pid", "--fork", "--kill-child"]).arg(bridge.get_program()).args(bridge.get_args());
+    elsewhere.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let _bridge = Bridge::started(elsewhere);
+    assert!(fastcgi(connect_abstract(&name), &[]).text().ends_with("Hello by way of fastcgi.\n"));
+}
+
+#[test]
+fn an_answer_that_waits_for_room_needs_no_descriptor_more() {
+    let folder = Folder::new();
+    let socket = folder.path("socket");
+    let bridge = Bridge::start(&[&format!("http:{}", socket.display()), "app:echo"]);
+    let mut client = UnixStream::connect(&socket).unwrap();
+    client.set_read_timeout(Some(SOON)).unwrap();
+    let mut ask = |length: usize| {
+        write!(client, "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n").unwrap();
+        let mut sending = client.try_clone().unwrap();
+        // More than the sockets hold, so that the bridge has to wait for who reads later.
+        let sender = std::thread::spawn(move || sending.write_all(&vec![b'x'; length]).is_ok());
+        std::thread::sleep(Duration::from_millis(200));
+        let (mut received, mut part) = (0, vec![0; 1 << 16]);
+        while received < length {
+            match client.read(&mut part).unwrap() {
+                0 => panic!("it ended after {received} bytes"),
+                len => received += part[..len].iter().filter(|byte| **byte == b'x').count(),
+            }
+        }
+        assert!(sender.join().unwrap());
+    };
+    ask(1);
+    let pid = Pid::from_child(&bridge.child);
+    let open = || fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() as u64;
+    let before = open();
+    ask(8 << 20);
+    assert_eq!(open(), before, "something is held for as long as the connection is open");
+    // Descriptors are numbered from the lowest free one, so that these are all that it can have.
+    let limit = Rlimit { current: Some(before), maximum: Some(before) };
+    prlimit(Some(pid), Resource::Nofile, limit).unwrap();
+    ask(8 << 20);
+    bridge.stop();
 }
 
 #[test]

@@ -188,14 +188,17 @@ impl Listener {
             ListeningSocket::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
                 // Answers are written whole: waiting for more would only delay them.
-                stream.set_nodelay(true)?;
+                stream.set_nodelay(true).map_err(|error| one_connections_fault(&error))?;
                 Ok((Stream::Tcp(stream), Peer::Ip(address)))
             }
             ListeningSocket::Unix(listener) => {
                 let stream = listener.accept().await?;
                 // Asked for only where it decides something: it is a system call for each connection.
-                let credentials = if self.abstract_name { Some(stream.peer_credentials()?) } else { None };
-                let (uid, pid) = (credentials.map(|peer| peer.uid), credentials.map(|peer| peer.pid));
+                let credentials = match self.abstract_name {
+                    true => Some(stream.peer_credentials().map_err(|error| one_connections_fault(&error))?),
+                    false => None,
+                };
+                let (uid, pid) = (credentials.map(|peer| peer.uid), credentials.and_then(|peer| peer.pid));
                 Ok((Stream::Unix(stream), Peer::Unix { uid, pid }))
             }
         }
@@ -315,6 +318,11 @@ impl Drop for SocketFile {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// What went wrong after a connection was accepted says nothing about the next one.
+fn one_connections_fault(error: &io::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, error.to_string())
 }
 
 /// Whether an error of `accept` is about the connection that was to be accepted, and not about this process.

@@ -100,9 +100,9 @@ async fn pass_on(relay: &Relay, stream: Stream, peer: &Peer, stop: &Cancellation
 fn name(stream: &Stream, peer: &Peer) -> String {
     match (stream, peer) {
         (_, Peer::Ip(address)) => address.to_string(),
-        (Stream::Unix(stream), _) => match stream.peer_credentials() {
-            Ok(credentials) => format!("pid {}", credentials.pid),
-            Err(_) => String::new(),
+        (Stream::Unix(stream), _) => match stream.peer_credentials().ok().and_then(|credentials| credentials.pid) {
+            Some(pid) => format!("pid {pid}"),
+            None => String::new(),
         },
         _ => String::new(),
     }
