@@ -6,6 +6,7 @@ mod bridge;
 #[path = "support/fastcgi_client.rs"]
 mod fastcgi_client;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -500,12 +501,16 @@ fn an_answer_that_waits_for_room_needs_no_descriptor_more() {
     };
     ask(1);
     let pid = Pid::from_child(&bridge.child);
-    let open = || fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() as u64;
+    let open = || -> BTreeSet<u64> {
+        let names = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|entry| entry.unwrap().file_name());
+        names.map(|name| name.to_str().unwrap().parse().unwrap()).collect()
+    };
     let before = open();
     ask(8 << 20);
     assert_eq!(open(), before, "something is held for as long as the connection is open");
-    // Descriptors are numbered from the lowest free one, so that these are all that it can have.
-    let limit = Rlimit { current: Some(before), maximum: Some(before) };
+    // One more would have the lowest number that is free.
+    let free = (0..).find(|number| !before.contains(number));
+    let limit = Rlimit { current: free, maximum: free };
     prlimit(Some(pid), Resource::Nofile, limit).unwrap();
     ask(8 << 20);
     bridge.stop();
