@@ -98,7 +98,7 @@ impl LocalStream {
                         turn.made_progress();
                         return Poll::Ready(sent);
                     }
-                    self.room = Some(Room::of(socket));
+                    self.room = Some(Room::of(socket)?);
                 }
                 Some(Room::Watched(watched)) => {
                     let mut ready = ready!(watched.poll_write_ready(cx))?;
@@ -118,10 +118,12 @@ impl LocalStream {
 }
 
 impl Room {
-    fn of(socket: &OwnedFd) -> Self {
+    fn of(socket: &OwnedFd) -> io::Result<Self> {
         match socket.try_clone().and_then(|socket| register(socket, Interest::WRITABLE)) {
-            Ok(watched) => Self::Watched(watched),
-            Err(_) => Self::Awaited(Box::pin(sleep(LOOK_AGAIN))),
+            Ok(watched) => Ok(Self::Watched(watched)),
+            // What the system has none of now it may have later. tokio's own error is that the runtime has ended, and its timers with it.
+            Err(error) if error.raw_os_error().is_some() => Ok(Self::Awaited(Box::pin(sleep(LOOK_AGAIN)))),
+            Err(error) => Err(error),
         }
     }
 }
@@ -325,5 +327,22 @@ mod tests {
         let more = poll_fn(|cx| Poll::Ready(Pin::new(&mut one).poll_write(cx, &[b'x'; 200]).is_ready()));
         tokio::task::yield_now().await;
         assert!(more.await);
+    }
+
+    #[test]
+    fn who_finds_no_room_when_the_runtime_has_ended_is_told() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (mut one, _other) = runtime.block_on(async { pair() });
+        let handle = runtime.handle().clone();
+        drop(runtime);
+        let _entered = handle.enter();
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let last = loop {
+            match Pin::new(&mut one).poll_write(&mut cx, &[b'x'; 1 << 16]) {
+                Poll::Ready(Ok(_)) => {}
+                other => break other,
+            }
+        };
+        assert!(matches!(last, Poll::Ready(Err(_))), "{last:?}");
     }
 }

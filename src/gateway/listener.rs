@@ -173,7 +173,9 @@ impl Listener {
         loop {
             match self.try_accept().await {
                 Ok(accepted) => return accepted,
-                Err(error) if is_one_connections_fault(&error) => {}
+                Err(error) if is_one_connections_fault(&error) => {
+                    tracing::debug!(%error, "a connection ended before it was served");
+                }
                 Err(error) => {
                     tracing::warn!(%error, "no connection could be accepted; trying again in {pause:?}");
                     tokio::time::sleep(pause).await;
@@ -188,16 +190,14 @@ impl Listener {
             ListeningSocket::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
                 // Answers are written whole: waiting for more would only delay them.
-                stream.set_nodelay(true).map_err(|error| one_connections_fault(&error))?;
+                stream.set_nodelay(true).map_err(one_connections_fault)?;
                 Ok((Stream::Tcp(stream), Peer::Ip(address)))
             }
             ListeningSocket::Unix(listener) => {
                 let stream = listener.accept().await?;
                 // Asked for only where it decides something: it is a system call for each connection.
-                let credentials = match self.abstract_name {
-                    true => Some(stream.peer_credentials().map_err(|error| one_connections_fault(&error))?),
-                    false => None,
-                };
+                let credentials = self.abstract_name.then(|| stream.peer_credentials()).transpose();
+                let credentials = credentials.map_err(one_connections_fault)?;
                 let (uid, pid) = (credentials.map(|peer| peer.uid), credentials.and_then(|peer| peer.pid));
                 Ok((Stream::Unix(stream), Peer::Unix { uid, pid }))
             }
@@ -321,8 +321,8 @@ impl Drop for SocketFile {
 }
 
 /// What went wrong after a connection was accepted says nothing about the next one.
-fn one_connections_fault(error: &io::Error) -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionAborted, error.to_string())
+fn one_connections_fault(error: io::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, error)
 }
 
 /// Whether an error of `accept` is about the connection that was to be accepted, and not about this process.
